@@ -1,0 +1,179 @@
+#include "core/backend/backend.h"
+
+#include <cassert>
+
+namespace cpploop {
+
+void Backend::attach(Channel& channel, int fd, Channel::Kind kind, Sink* sink) {
+  assert(!channel.attached());
+  assert(fd >= 0);
+  std::uint32_t index = free_slot_;
+  if (index == kNoSlot) {
+    index = static_cast<std::uint32_t>(slots_.size());
+    slots_.emplace_back();
+  } else {
+    free_slot_ = slots_[index].next_free;
+  }
+  Slot& slot = slots_[index];
+  slot.channel = &channel;
+  channel = Channel{};
+  channel.fd = fd;
+  channel.kind = kind;
+  channel.sink = sink;
+  channel.id = ChannelId{index, slot.generation};
+  ++attached_;
+}
+
+void Backend::detach(Channel& channel) noexcept {
+  if (!channel.attached()) {
+    return;
+  }
+  set_wanted(channel, 0);
+  forget(channel);
+  Slot& slot = slots_[channel.id.slot];
+  assert(slot.channel == &channel);
+  slot.channel = nullptr;
+  ++slot.generation;
+  slot.next_free = free_slot_;
+  free_slot_ = channel.id.slot;
+  channel = Channel{};
+  --attached_;
+}
+
+void Backend::set_wanted(Channel& channel, std::uint8_t wanted) noexcept {
+  if (channel.wanted == 0 && wanted != 0) {
+    ++watched_;
+  } else if (channel.wanted != 0 && wanted == 0) {
+    --watched_;
+  }
+  channel.wanted = wanted;
+}
+
+void Backend::ask(Channel& channel, Wanted what) noexcept {
+  if (what == kWantReadable) {
+    channel.readable_since = polls_;
+  } else {
+    channel.writable_since = polls_;
+  }
+  set_wanted(channel, static_cast<std::uint8_t>(channel.wanted | what));
+}
+
+void Backend::unask(Channel& channel, Wanted what) noexcept {
+  set_wanted(channel, static_cast<std::uint8_t>(channel.wanted & ~what));
+}
+
+void Backend::start_receive(Channel& channel) noexcept {
+  assert(channel.kind == Channel::Kind::stream);
+  ask(channel, kWantReadable);
+  note_change(channel);
+}
+
+void Backend::stop_receive(Channel& channel) noexcept {
+  if (channel.wants(kWantReadable)) {
+    unask(channel, kWantReadable);
+    note_change(channel);
+  }
+}
+
+void Backend::want_send_ready(Channel& channel) noexcept {
+  if (!channel.wants(kWantWritable)) {
+    ask(channel, kWantWritable);
+    note_change(channel);
+  }
+}
+
+void Backend::stop_send_ready(Channel& channel) noexcept {
+  if (channel.wants(kWantWritable)) {
+    unask(channel, kWantWritable);
+    note_change(channel);
+  }
+}
+
+void Backend::start_accept(Channel& channel, std::uint16_t batch) noexcept {
+  assert(channel.kind == Channel::Kind::accept);
+  channel.batch = batch;
+  ask(channel, kWantReadable);
+  note_change(channel);
+}
+
+void Backend::stop_accept(Channel& channel) noexcept {
+  if (channel.wants(kWantReadable)) {
+    unask(channel, kWantReadable);
+    note_change(channel);
+  }
+}
+
+int Backend::watch(Channel& channel, Wanted what) noexcept {
+  assert(channel.kind == Channel::Kind::readiness);
+  const bool had = channel.wants(what);
+  ask(channel, what);
+  const int error = change_now(channel);
+  if (error != 0 && !had) {
+    unask(channel, what);
+  }
+  return error;
+}
+
+void Backend::unwatch(Channel& channel, Wanted what) noexcept {
+  if (channel.wants(what)) {
+    unask(channel, what);
+    // A failure here means that the descriptor was closed behind our back: then there is nothing
+    // left to tell the kernel.
+    (void)change_now(channel);
+  }
+}
+
+void Backend::dispatch(ChannelId id, std::uint32_t io_events) {
+  Channel* channel = find(id);
+  if (channel == nullptr) {
+    return;
+  }
+  Sink* const sink = channel->sink;
+  sink->hold();
+  if ((io_events & kIoReadable) != 0 && channel->wants(kWantReadable) &&
+      channel->readable_since != polls_) {
+    switch (channel->kind) {
+      case Channel::Kind::stream:
+        receive(*channel);
+        break;
+      case Channel::Kind::accept:
+        accept(*channel);
+        break;
+      case Channel::Kind::readiness:
+        static_cast<ReadinessSink*>(sink)->on_readable();
+        break;
+      case Channel::Kind::connect:
+      case Channel::Kind::none:
+        break;
+    }
+  }
+  // What ran may have detached the channel, or given its slot to another: look it up again.
+  channel = find(id);
+  if (channel != nullptr && (io_events & kIoWritable) != 0 && channel->wants(kWantWritable) &&
+      channel->writable_since != polls_) {
+    switch (channel->kind) {
+      case Channel::Kind::stream:
+        static_cast<StreamSink*>(sink)->on_send_ready();
+        break;
+      case Channel::Kind::connect:
+        finish_connect(*channel);
+        break;
+      case Channel::Kind::readiness:
+        static_cast<ReadinessSink*>(sink)->on_writable();
+        break;
+      case Channel::Kind::accept:
+      case Channel::Kind::none:
+        break;
+    }
+  }
+  sink->release();
+}
+
+void Backend::finish_connect(Channel& channel) {
+  const int error = os::pending_error(channel.fd);
+  set_wanted(channel, 0);
+  note_change(channel);
+  static_cast<ConnectSink*>(channel.sink)->on_connected(error);
+}
+
+}  // namespace cpploop

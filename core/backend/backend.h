@@ -1,0 +1,208 @@
+#pragma once
+
+#include <sys/uio.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "core/os/io_result.h"
+#include "core/os/socket_ops.h"
+#include "core/sched/ready_queue.h"
+
+// The seam between the engine and the operating system. It takes operations (start receiving on a
+// stream, send these parts, accept, connect, wait for readiness), not readiness alone, so that a
+// completion-based kernel interface can stand behind it as well as epoll. Everything here belongs to
+// the loop's thread.
+namespace cpploop {
+
+// What a poll found for one channel; the bits travel through the ready queue.
+enum IoEvents : std::uint32_t {
+  kIoReadable = 1U << 0,
+  kIoWritable = 1U << 1,
+};
+
+// The bits of Channel::wanted.
+enum Wanted : std::uint8_t {
+  kWantReadable = 1U << 0,
+  kWantWritable = 1U << 1,
+};
+
+struct ReceiveBuffer {
+  void* data = nullptr;
+  std::size_t size = 0;  // Zero: the sink cannot take bytes now and has dealt with the reason.
+};
+
+// The four kinds of receiver a channel can have. `hold` and `release` bracket every delivery, so that
+// a receiver which is dropped by what it delivers outlives the call.
+class Sink {
+ public:
+  virtual void hold() noexcept = 0;
+  virtual void release() noexcept = 0;
+
+ protected:
+  ~Sink() = default;
+};
+
+class StreamSink : public Sink {
+ public:
+  [[nodiscard]] virtual ReceiveBuffer receive_buffer() = 0;
+  // The outcome of one receive into that buffer: a count, 0 for the end of the stream, or an errno.
+  // EAGAIN only gives the buffer back.
+  virtual void on_received(IoResult result) = 0;
+  // The kernel takes bytes again after a send() that could not take all.
+  virtual void on_send_ready() = 0;
+
+ protected:
+  ~StreamSink() = default;
+};
+
+class AcceptSink : public Sink {
+ public:
+  // False stops the batch (the listener was closed, or the loop is to stop).
+  [[nodiscard]] virtual bool on_accepted(UniqueFd fd, const os::SocketAddress& peer) = 0;
+  virtual void on_accept_error(int error) = 0;
+
+ protected:
+  ~AcceptSink() = default;
+};
+
+class ConnectSink : public Sink {
+ public:
+  virtual void on_connected(int error) = 0;  // 0 for success.
+
+ protected:
+  ~ConnectSink() = default;
+};
+
+class ReadinessSink : public Sink {
+ public:
+  virtual void on_readable() = 0;
+  virtual void on_writable() = 0;
+
+ protected:
+  ~ReadinessSink() = default;
+};
+
+// One descriptor as the backend sees it. It lives inside its owner (a stream socket, a listener, a
+// watcher), which detaches it before closing the descriptor.
+struct Channel {
+  enum class Kind : std::uint8_t { none, stream, accept, connect, readiness };
+
+  int fd = -1;
+  Kind kind = Kind::none;
+  std::uint8_t wanted = 0;     // What the owner asked for (Wanted bits).
+  std::uint8_t registered = 0; // What the kernel has been told; the backend's own.
+  bool dirty = false;          // In the backend's list of changes to tell; the backend's own.
+  std::uint16_t batch = 0;     // Accepts at most per delivery.
+  ChannelId id{};
+  // The poll in which reading or writing was last asked for: events of that same poll belong to an
+  // earlier registration and are dropped.
+  std::uint64_t readable_since = 0;
+  std::uint64_t writable_since = 0;
+  Sink* sink = nullptr;
+
+  [[nodiscard]] bool attached() const noexcept { return kind != Kind::none; }
+  [[nodiscard]] bool wants(Wanted what) const noexcept { return (wanted & what) != 0; }
+};
+
+class Backend {
+ public:
+  Backend() = default;
+  virtual ~Backend() = default;
+  Backend(const Backend&) = delete;
+  Backend& operator=(const Backend&) = delete;
+
+  [[nodiscard]] virtual const char* name() const noexcept = 0;
+
+  // Gives the channel its identity. Throws std::bad_alloc. Nothing is watched yet.
+  void attach(Channel& channel, int fd, Channel::Kind kind, Sink* sink);
+  // Forgets the channel: whatever was polled for it is dropped from now on. The descriptor is the
+  // owner's to close, after this call. Harmless on a channel that is not attached.
+  void detach(Channel& channel) noexcept;
+
+  // Streams. Reading delivers through StreamSink until stopped.
+  void start_receive(Channel& channel) noexcept;
+  void stop_receive(Channel& channel) noexcept;
+  // Sends now what the kernel takes now. EAGAIN: nothing was taken.
+  [[nodiscard]] virtual IoResult send(Channel& channel, std::span<const iovec> parts) noexcept = 0;
+  // Asks for on_send_ready() until stopped.
+  void want_send_ready(Channel& channel) noexcept;
+  void stop_send_ready(Channel& channel) noexcept;
+
+  // Listeners.
+  void start_accept(Channel& channel, std::uint16_t batch) noexcept;
+  void stop_accept(Channel& channel) noexcept;
+
+  // Connects; the outcome is returned when it is known at once (EINPROGRESS: on_connected follows).
+  [[nodiscard]] virtual int start_connect(Channel& channel, const os::SocketAddress& address) = 0;
+
+  // Readiness of a descriptor that somebody else reads and writes. Told to the kernel at once, so
+  // that a refusal (EPERM for a regular file, EBADF) is the caller's error: an errno, 0 for success.
+  [[nodiscard]] int watch(Channel& channel, Wanted what) noexcept;
+  void unwatch(Channel& channel, Wanted what) noexcept;
+
+  // Waits until something happens or `timeout_ns` is over (negative: for ever; zero: only a look) and
+  // appends what happened to `ready`. The value is the count of events; EINTR is an error like others.
+  // Memory for the events is reserved before the wait.
+  [[nodiscard]] virtual IoResult wait(std::int64_t timeout_ns) = 0;
+  // The second half of a poll: queues the events of the last wait, in the kernel's order.
+  virtual void collect(ReadyQueue& ready) = 0;
+  // True when the last wait reported the wake-up descriptor.
+  [[nodiscard]] virtual bool woken() const noexcept = 0;
+
+  // Runs one queued event: does the operation and tells the channel's sink. An event whose
+  // registration is gone is dropped.
+  void dispatch(ChannelId id, std::uint32_t io_events);
+
+  // Tells the kernel about changes that were put off to the next poll.
+  virtual void apply_changes() = 0;
+
+  // True while something besides the wake-up descriptor is registered.
+  [[nodiscard]] bool has_channels() const noexcept { return watched_ != 0; }
+  [[nodiscard]] std::size_t attached_count() const noexcept { return attached_; }
+
+  // In a forked child: the kernel objects are the parent's as well and must not be edited; only
+  // close descriptors from here on.
+  virtual void abandon_after_fork() noexcept { abandoned_ = true; }
+
+ protected:
+  // What this channel wants has changed; tell the kernel now or at the next poll.
+  virtual void note_change(Channel& channel) noexcept = 0;
+  [[nodiscard]] virtual int change_now(Channel& channel) noexcept = 0;
+  virtual void forget(Channel& channel) noexcept = 0;
+  virtual void receive(Channel& channel) = 0;
+  virtual void accept(Channel& channel) = 0;
+  virtual void finish_connect(Channel& channel);
+
+  [[nodiscard]] Channel* find(ChannelId id) const noexcept {
+    if (id.slot >= slots_.size()) {
+      return nullptr;
+    }
+    const Slot& slot = slots_[id.slot];
+    return slot.generation == id.generation ? slot.channel : nullptr;
+  }
+  void set_wanted(Channel& channel, std::uint8_t wanted) noexcept;
+
+  std::uint64_t polls_ = 1;  // The serial number of the newest poll.
+  bool abandoned_ = false;
+
+ private:
+  struct Slot {
+    Channel* channel = nullptr;
+    std::uint32_t generation = 1;
+    std::uint32_t next_free = 0;
+  };
+  static constexpr std::uint32_t kNoSlot = UINT32_MAX;
+
+  void ask(Channel& channel, Wanted what) noexcept;
+  void unask(Channel& channel, Wanted what) noexcept;
+
+  std::vector<Slot> slots_;
+  std::uint32_t free_slot_ = kNoSlot;
+  std::size_t watched_ = 0;   // Channels that want something.
+  std::size_t attached_ = 0;
+};
+
+}  // namespace cpploop

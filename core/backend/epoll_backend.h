@@ -1,0 +1,47 @@
+#pragma once
+
+#include <sys/epoll.h>
+
+#include <vector>
+
+#include "core/backend/backend.h"
+#include "core/os/unique_fd.h"
+
+namespace cpploop {
+
+// epoll, level-triggered: a send is tried before anything is armed, and what a stream wants is told to
+// the kernel once per poll, so that pausing and resuming within a turn costs no system call.
+class EpollBackend final : public Backend {
+ public:
+  // `wakeup_fd` is watched for the life of the backend; it stays the caller's. Throws
+  // std::system_error when the kernel has no epoll to give.
+  explicit EpollBackend(int wakeup_fd);
+
+  [[nodiscard]] const char* name() const noexcept override { return "epoll"; }
+  [[nodiscard]] IoResult send(Channel& channel, std::span<const iovec> parts) noexcept override;
+  [[nodiscard]] int start_connect(Channel& channel, const os::SocketAddress& address) override;
+  [[nodiscard]] IoResult wait(std::int64_t timeout_ns) override;
+  void collect(ReadyQueue& ready) override;
+  [[nodiscard]] bool woken() const noexcept override { return woken_; }
+  void apply_changes() override;
+
+ private:
+  void note_change(Channel& channel) noexcept override;
+  [[nodiscard]] int change_now(Channel& channel) noexcept override;
+  void forget(Channel& channel) noexcept override;
+  void receive(Channel& channel) override;
+  void accept(Channel& channel) override;
+
+  static constexpr int kEventsPerWait = 512;
+
+  UniqueFd epoll_fd_;
+  std::vector<epoll_event> events_;
+  int event_count_ = 0;
+  bool woken_ = false;
+  // Channels whose wishes changed since the last poll. An id may be stale by then.
+  std::vector<ChannelId> dirty_;
+  // Channels that the kernel refused to watch; delivered as ready by the next collect().
+  std::vector<ChannelId> failed_;
+};
+
+}  // namespace cpploop

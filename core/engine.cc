@@ -1,0 +1,232 @@
+#include "core/engine.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <utility>
+
+#include "core/backend/epoll_backend.h"
+#include "core/net/stream_socket.h"
+
+namespace cpploop {
+
+Engine::Engine(Host& host) : host_(host), watchers_(*this) {
+  inbox_ = std::make_unique<WakeupInbox>();
+  backend_ = std::make_unique<EpollBackend>(inbox_->fd());
+}
+
+Engine::Engine(Host& host, std::unique_ptr<WakeupInbox> inbox, std::unique_ptr<Backend> backend)
+    : host_(host), inbox_(std::move(inbox)), backend_(std::move(backend)), watchers_(*this) {}
+
+Engine::~Engine() = default;
+
+int Engine::run() {
+  int error = 0;
+  do {
+    error = turn();
+  } while (error == 0 && !interrupted_ && !stopping_);
+  stopping_ = false;
+  interrupted_ = false;
+  return error;
+}
+
+// The order of a turn, which is asyncio's: poll; queue what the poll found, then the timers that are
+// due, behind what was ready before; run exactly that many. What those callbacks schedule waits for
+// the next turn.
+int Engine::turn() {
+  ++turns_;
+  if (inbox_->has_posts()) {
+    inbox_->drain_into(ready_);
+  }
+  discard_cancelled_timers();
+  const int error = poll();
+  if (error != 0 || interrupted_) {
+    return error;
+  }
+  queue_due_timers();
+  run_ready();
+  return 0;
+}
+
+int Engine::poll() {
+  const bool may_block = ready_.empty() && !stopping_;
+  if (!may_block && !backend_->has_channels()) {
+    return 0;  // Only the wake-up is registered, and the inbox was looked at.
+  }
+  backend_->apply_changes();
+  const std::int64_t limit_ns = may_block ? wait_limit_ns() : 0;
+  if (interrupted_) {
+    return 0;  // An overridden clock raised.
+  }
+  IoResult result;
+  if (limit_ns != 0 && inbox_->arm()) {
+    host_.about_to_block();
+    result = backend_->wait(limit_ns);
+    host_.woke_up();
+    inbox_->disarm();
+  } else {
+    result = backend_->wait(0);
+  }
+  if (result.error == EINTR) {
+    host_.wait_interrupted();
+  } else if (!result.ok()) {
+    return result.error;
+  }
+  if (inbox_->has_posts()) {
+    inbox_->drain_into(ready_);
+  }
+  backend_->collect(ready_);
+  if (backend_->woken()) {
+    inbox_->acknowledge();
+  }
+  return 0;
+}
+
+std::int64_t Engine::wait_limit_ns() {
+  if (timers_.empty()) {
+    return -1;
+  }
+  const std::int64_t now = now_ns();
+  const std::int64_t deadline = timers_.next_deadline_ns();
+  return deadline <= now ? 0 : std::min(deadline - now, kLongestWaitNs);
+}
+
+void Engine::discard_cancelled_timers() {
+  if (timers_.cancelled() == 0) {
+    return;
+  }
+  if (timers_.wants_compaction()) {
+    compact_timers();
+    return;
+  }
+  while (!timers_.empty() && host_.is_cancelled(timers_.top())) {
+    const Token token = timers_.pop();
+    timers_.note_cancelled_gone();
+    (void)host_.timer_left_heap(token);
+    host_.drop(token);
+  }
+}
+
+void Engine::compact_timers() {
+  std::vector<Token> removed;
+  timers_.compact([this](Token token) { return host_.is_cancelled(token); }, removed);
+  for (const Token token : removed) {
+    (void)host_.timer_left_heap(token);
+  }
+  for (const Token token : removed) {
+    host_.drop(token);
+  }
+}
+
+void Engine::queue_due_timers() {
+  if (timers_.empty()) {
+    return;
+  }
+  const std::int64_t now = now_ns();
+  while (!timers_.empty() && timers_.next_deadline_ns() <= now) {
+    ready_.reserve(1);
+    const Token token = timers_.pop();
+    if (host_.timer_left_heap(token)) {
+      timers_.note_cancelled_gone();
+      host_.drop(token);
+    } else {
+      ready_.push(ReadyEntry::of_token(token));
+    }
+  }
+}
+
+void Engine::run_ready() {
+  for (std::size_t count = ready_.size(); count > 0 && !interrupted_; --count) {
+    // Closing the loop from within is refused, but a fork's child may find the queue emptied.
+    if (ready_.empty()) {
+      return;
+    }
+    run_entry(ready_.pop());
+  }
+}
+
+void Engine::run_entry(const ReadyEntry& entry) {
+  ++callback_serial_;
+  in_callback_ = true;
+  switch (entry.kind) {
+    case ReadyEntry::Kind::token:
+      host_.run(entry.token);
+      break;
+    case ReadyEntry::Kind::native:
+      entry.native->run();
+      break;
+    case ReadyEntry::Kind::io:
+      if (timing_) {
+        host_.io_begins();
+        backend_->dispatch(entry.channel, entry.io_events);
+        host_.io_ended();
+      } else {
+        backend_->dispatch(entry.channel, entry.io_events);
+      }
+      break;
+  }
+  in_callback_ = false;
+  if (!flush_list_.empty()) {
+    flush_gathered();
+  }
+}
+
+void Engine::flush_after_callback(StreamSocket& socket) {
+  flush_list_.push_back(&socket);
+  socket.in_flush_list_ = true;
+}
+
+void Engine::cancel_flush(StreamSocket& socket) noexcept {
+  std::replace(flush_list_.begin(), flush_list_.end(), &socket,
+               static_cast<StreamSocket*>(nullptr));
+  socket.in_flush_list_ = false;
+}
+
+void Engine::flush_gathered() {
+  // Flushing may run user code (pause_writing), and that may write to other sockets. The list can
+  // grow while it is walked; it is not a callback, so those writes go out at once.
+  for (std::size_t i = 0; i < flush_list_.size(); ++i) {
+    StreamSocket* socket = flush_list_[i];
+    if (socket == nullptr) {
+      continue;
+    }
+    flush_list_[i] = nullptr;
+    socket->in_flush_list_ = false;
+    StreamEvents& events = socket->events_;
+    events.hold();
+    socket->flush();
+    events.release();
+  }
+  flush_list_.clear();
+}
+
+void Engine::close() {
+  if (closed_) {
+    return;
+  }
+  closed_ = true;
+  inbox_->close();
+  inbox_->drain_into(ready_);
+  std::vector<Token> tokens;
+  timers_.take_all(tokens);
+  for (const Token token : tokens) {
+    (void)host_.timer_left_heap(token);
+  }
+  watchers_.take_all(tokens);
+  std::vector<NativeCallback*> natives;
+  while (!ready_.empty()) {
+    const ReadyEntry entry = ready_.pop();
+    if (entry.kind == ReadyEntry::Kind::token) {
+      tokens.push_back(entry.token);
+    } else if (entry.kind == ReadyEntry::Kind::native) {
+      natives.push_back(entry.native);
+    }
+  }
+  for (NativeCallback* native : natives) {
+    native->drop();
+  }
+  for (const Token token : tokens) {
+    host_.drop(token);
+  }
+}
+
+}  // namespace cpploop

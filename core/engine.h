@@ -1,0 +1,134 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "core/backend/backend.h"
+#include "core/net/readiness_watchers.h"
+#include "core/os/clock.h"
+#include "core/sched/ready_queue.h"
+#include "core/sched/timer_heap.h"
+#include "core/sched/wakeup_inbox.h"
+
+namespace cpploop {
+
+class StreamSocket;
+
+// What the engine needs from whoever hosts it (the Python binding, or a test). The engine owns every
+// token it was given until it hands it back through run() or drop().
+class Host {
+ public:
+  virtual void run(Token token) = 0;
+  virtual void drop(Token token) noexcept = 0;
+  // Runs a watcher's callback, which stays the engine's.
+  virtual void notify(Token token) = 0;
+  // A timer left the heap, to be run or dropped next. True when it was cancelled.
+  [[nodiscard]] virtual bool timer_left_heap(Token token) noexcept = 0;
+  [[nodiscard]] virtual bool is_cancelled(Token token) const noexcept = 0;
+  // Bracket a wait that can block. woke_up() may not return at all (see the binding), so nothing
+  // above it is noexcept.
+  virtual void about_to_block() noexcept = 0;
+  virtual void woke_up() = 0;
+  // A signal ended the wait.
+  virtual void wait_interrupted() = 0;
+  // Bracket the delivery of an I/O event while callbacks are being timed.
+  virtual void io_begins() noexcept = 0;
+  virtual void io_ended() noexcept = 0;
+
+ protected:
+  ~Host() = default;
+};
+
+// The loop's mechanism: what is ready, what is due, what the kernel reports, and the turn that orders
+// them. One thread owns it; only the inbox may be touched from others.
+class Engine {
+ public:
+  // Throws std::system_error or std::bad_alloc.
+  explicit Engine(Host& host);
+  // For tests: another backend. `inbox` must be the one whose descriptor the backend watches.
+  Engine(Host& host, std::unique_ptr<WakeupInbox> inbox, std::unique_ptr<Backend> backend);
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  [[nodiscard]] Host& host() noexcept { return host_; }
+  [[nodiscard]] Backend& backend() noexcept { return *backend_; }
+  [[nodiscard]] ReadinessWatchers& watchers() noexcept { return watchers_; }
+  [[nodiscard]] TimerHeap& timers() noexcept { return timers_; }
+  [[nodiscard]] WakeupInbox& inbox() noexcept { return *inbox_; }
+  [[nodiscard]] ReadyQueue& ready() noexcept { return ready_; }
+
+  // The loop's thread: appends behind everything posted so far, by any thread.
+  void push_ready(const ReadyEntry& entry) {
+    if (inbox_->has_posts()) [[unlikely]] {
+      inbox_->drain_into(ready_);
+    }
+    ready_.push(entry);
+  }
+
+  // Turns until stop() or interrupt(). 0, or the errno that the wait failed with.
+  [[nodiscard]] int run();
+  // One turn. The same result.
+  [[nodiscard]] int turn();
+
+  // The turn under way (or the next) is the last.
+  void stop() noexcept { stopping_ = true; }
+  [[nodiscard]] bool stopping() const noexcept { return stopping_; }
+  void set_stopping(bool stopping) noexcept { stopping_ = stopping; }
+  // An exception has to leave run(): nothing more is run; what is queued stays for the next run().
+  void interrupt() noexcept { interrupted_ = true; }
+
+  // Another source of time than the monotonic clock; null for that one.
+  void set_clock(Clock* clock) noexcept { clock_ = clock; }
+  [[nodiscard]] std::int64_t now_ns() const {
+    return clock_ == nullptr ? monotonic_now_ns() : clock_->now_ns();
+  }
+
+  // Whether io_begins() and io_ended() are called.
+  void time_callbacks(bool on) noexcept { timing_ = on; }
+
+  // True while a callback of the loop's runs: only then are writes gathered.
+  [[nodiscard]] bool in_callback() const noexcept { return in_callback_; }
+  // Tells one callback from the next.
+  [[nodiscard]] std::uint64_t callback_serial() const noexcept { return callback_serial_; }
+  void flush_after_callback(StreamSocket& socket);
+  void cancel_flush(StreamSocket& socket) noexcept;
+  void flush_gathered();
+
+  // Drops every callback, timer and watcher and refuses posts. What the drops run sees an empty, closed
+  // engine. Streams and listeners are detached by their owners.
+  void close();
+  [[nodiscard]] bool closed() const noexcept { return closed_; }
+
+  [[nodiscard]] std::uint64_t turns() const noexcept { return turns_; }
+
+ private:
+  static constexpr std::int64_t kLongestWaitNs = 24LL * 3600 * kNanosecondsPerSecond;
+
+  void discard_cancelled_timers();
+  void compact_timers();
+  [[nodiscard]] std::int64_t wait_limit_ns();
+  [[nodiscard]] int poll();
+  void queue_due_timers();
+  void run_ready();
+  void run_entry(const ReadyEntry& entry);
+
+  Host& host_;
+  std::unique_ptr<WakeupInbox> inbox_;
+  std::unique_ptr<Backend> backend_;
+  ReadyQueue ready_;
+  TimerHeap timers_;
+  ReadinessWatchers watchers_;
+  Clock* clock_ = nullptr;
+  std::vector<StreamSocket*> flush_list_;
+  std::uint64_t callback_serial_ = 1;
+  std::uint64_t turns_ = 0;
+  bool in_callback_ = false;
+  bool stopping_ = false;
+  bool interrupted_ = false;
+  bool timing_ = false;
+  bool closed_ = false;
+};
+
+}  // namespace cpploop

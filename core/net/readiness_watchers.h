@@ -1,0 +1,79 @@
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "core/backend/backend.h"
+
+namespace cpploop {
+
+class Engine;
+
+// The callbacks of add_reader() and add_writer(), by descriptor. The descriptors are the user's: they
+// may be closed and their numbers given to other files without a word to us. Belongs to the loop's
+// thread.
+class ReadinessWatchers {
+ public:
+  explicit ReadinessWatchers(Engine& engine) noexcept : engine_(engine) {}
+  ~ReadinessWatchers();
+  ReadinessWatchers(const ReadinessWatchers&) = delete;
+  ReadinessWatchers& operator=(const ReadinessWatchers&) = delete;
+
+  struct Added {
+    int error = 0;
+    Token replaced = nullptr;  // The caller drops it.
+  };
+  // On success the token belongs to the watchers until it is replaced or removed; on failure it stays
+  // the caller's and nothing has changed. Throws std::bad_alloc.
+  [[nodiscard]] Added add(int fd, Wanted what, Token token);
+  // The token that was there, for the caller to drop, or null.
+  [[nodiscard]] Token remove(int fd, Wanted what) noexcept;
+  [[nodiscard]] bool has(int fd, Wanted what) const noexcept;
+  [[nodiscard]] std::size_t count() const noexcept { return count_; }
+
+  // Takes everything out, for the caller to drop.
+  void take_all(std::vector<Token>& removed);
+
+  template <typename Visitor>
+  void for_each(Visitor visit) const {
+    for (const auto& watcher : by_fd_) {
+      if (watcher != nullptr) {
+        if (watcher->reader != nullptr) {
+          visit(watcher->reader);
+        }
+        if (watcher->writer != nullptr) {
+          visit(watcher->writer);
+        }
+      }
+    }
+  }
+
+ private:
+  struct Watcher final : ReadinessSink {
+    explicit Watcher(Engine& owner) noexcept : engine(owner) {}
+    void hold() noexcept override {}
+    void release() noexcept override {}
+    void on_readable() override;
+    void on_writable() override;
+    [[nodiscard]] Token& slot(Wanted what) noexcept {
+      return what == kWantReadable ? reader : writer;
+    }
+
+    Engine& engine;
+    Channel channel;
+    Token reader = nullptr;
+    Token writer = nullptr;
+  };
+
+  [[nodiscard]] Watcher* find(int fd) const noexcept {
+    return fd >= 0 && static_cast<std::size_t>(fd) < by_fd_.size()
+               ? by_fd_[static_cast<std::size_t>(fd)].get()
+               : nullptr;
+  }
+
+  Engine& engine_;
+  std::vector<std::unique_ptr<Watcher>> by_fd_;
+  std::size_t count_ = 0;  // Tokens held.
+};
+
+}  // namespace cpploop

@@ -1,0 +1,282 @@
+#include "core/net/stream_socket.h"
+
+#include <array>
+#include <cassert>
+#include <climits>
+
+#include "core/engine.h"
+
+namespace cpploop {
+
+StreamSocket::StreamSocket(Engine& engine, UniqueFd fd, StreamEvents& events)
+    : engine_(engine), events_(events), fd_(std::move(fd)) {
+  engine_.backend().attach(channel_, fd_.get(), Channel::Kind::stream, this);
+}
+
+StreamSocket::~StreamSocket() {
+  if (in_flush_list_) {
+    engine_.cancel_flush(*this);
+  }
+  engine_.backend().detach(channel_);
+  drop_queue();
+}
+
+void StreamSocket::start_reading() noexcept {
+  if (is_reading()) {
+    engine_.backend().start_receive(channel_);
+  }
+}
+
+void StreamSocket::stop_reading_at_end() noexcept { engine_.backend().stop_receive(channel_); }
+
+bool StreamSocket::pause_reading() noexcept {
+  if (!is_reading()) {
+    return false;
+  }
+  paused_ = true;
+  engine_.backend().stop_receive(channel_);
+  return true;
+}
+
+bool StreamSocket::resume_reading() noexcept {
+  if (closing_ || !paused_) {
+    return false;
+  }
+  paused_ = false;
+  engine_.backend().start_receive(channel_);
+  return true;
+}
+
+ReceiveBuffer StreamSocket::receive_buffer() {
+  if (lost_count_ != 0) {
+    return {};
+  }
+  const ReceiveBuffer buffer = events_.receive_buffer();
+  receive_capacity_ = buffer.size;
+  return buffer;
+}
+
+void StreamSocket::on_received(IoResult result) {
+  if (result.ok() && result.value > 0) {
+    const auto count = static_cast<std::size_t>(result.value);
+    adapt_receive_size(count);
+    events_.on_bytes(count);
+    return;
+  }
+  events_.on_bytes(0);
+  if (result.ok()) {
+    events_.on_end_of_stream();
+  } else if (!result.would_block()) {
+    events_.on_receive_error(result.error);
+  }
+}
+
+void StreamSocket::adapt_receive_size(std::size_t received) noexcept {
+  if (received >= receive_capacity_) {
+    receive_size_ = std::min(receive_size_ * 2, kReceiveSizeMax);
+    small_reads_ = 0;
+  } else if (received * 4 < receive_size_) {
+    if (++small_reads_ >= 2) {
+      receive_size_ = std::max(receive_size_ / 2, kReceiveSizeMin);
+      small_reads_ = 0;
+    }
+  } else {
+    small_reads_ = 0;
+  }
+}
+
+bool StreamSocket::note_write() noexcept {
+  const std::uint64_t callback = engine_.callback_serial();
+  if (callback != last_write_callback_) {
+    // The previous writing callback is over: one with two writes strengthens the habit, one with a
+    // single write ends it.
+    habit_ = writes_in_callback_ < 2 ? 0
+                                     : std::min<std::uint8_t>(static_cast<std::uint8_t>(habit_ + 1),
+                                                              kHabitLearned);
+    last_write_callback_ = callback;
+    writes_in_callback_ = 0;
+  }
+  return ++writes_in_callback_ == 1;
+}
+
+std::size_t StreamSocket::begin_write(const void* data, std::size_t size) {
+  if (engine_.in_callback()) {
+    const bool first = note_write();
+    if (!queue_.empty() || !first || habit_ == kHabitLearned) {
+      return 0;
+    }
+  } else if (!queue_.empty()) {
+    return 0;
+  }
+  const iovec part{const_cast<void*>(data), size};
+  const IoResult result = engine_.backend().send(channel_, {&part, 1});
+  if (result.ok()) {
+    const auto sent = static_cast<std::size_t>(result.value);
+    blocked_ = sent < size;
+    return sent;
+  }
+  if (result.would_block()) {
+    blocked_ = true;
+    return 0;
+  }
+  events_.on_send_error(result.error);
+  return size;
+}
+
+void StreamSocket::queue(const void* data, std::size_t size, WriteQueue::Owner owner) {
+  queue_.push(data, size, owner);
+}
+
+void StreamSocket::end_write() {
+  if (queue_.empty()) {
+    return;
+  }
+  if (blocked_) {
+    wait_for_kernel();
+    maybe_pause_writing();
+  } else if (!engine_.in_callback() || queue_.size_bytes() >= kGatherLimit) {
+    flush();
+  } else if (!in_flush_list_) {
+    engine_.flush_after_callback(*this);
+  }
+}
+
+void StreamSocket::flush() {
+  if (queue_.empty() || blocked_) {
+    return;
+  }
+  send_queue();
+  if (lost_count_ == 0 && !queue_.empty()) {
+    maybe_pause_writing();
+  }
+}
+
+// Sends from the front until the queue is empty or the kernel takes no more.
+void StreamSocket::send_queue() {
+  std::array<iovec, IOV_MAX> parts;  // Filled only as far as it is used.
+  while (!queue_.empty()) {
+    const auto gathered = queue_.gather(parts);
+    std::size_t offered = 0;
+    for (const iovec& part : gathered) {
+      offered += part.iov_len;
+    }
+    const IoResult result = engine_.backend().send(channel_, gathered);
+    if (!result.ok() && !result.would_block()) {
+      drop_queue();
+      events_.on_send_error(result.error);
+      return;
+    }
+    const std::size_t sent = result.ok() ? static_cast<std::size_t>(result.value) : 0;
+    queue_.advance(sent, [this](WriteQueue::Owner owner) { events_.drop_owner(owner); });
+    if (sent < offered) {
+      blocked_ = true;
+      wait_for_kernel();
+      return;
+    }
+  }
+}
+
+void StreamSocket::wait_for_kernel() noexcept { engine_.backend().want_send_ready(channel_); }
+
+void StreamSocket::on_send_ready() {
+  if (lost_count_ != 0) {
+    return;
+  }
+  blocked_ = false;
+  send_queue();
+  if (lost_count_ != 0) {
+    return;
+  }
+  if (queue_.empty()) {
+    engine_.backend().stop_send_ready(channel_);
+  }
+  maybe_resume_writing();
+  // resume_writing() may have written, closed or aborted.
+  if (lost_count_ != 0 || !queue_.empty()) {
+    return;
+  }
+  events_.on_drained();
+  if (closing_) {
+    ++lost_count_;
+    events_.on_closed_after_flush();
+  } else if (eof_) {
+    (void)os::shutdown_write(fd_.get());
+  }
+}
+
+void StreamSocket::maybe_pause_writing() {
+  if (!writing_paused_ && queue_.size_bytes() > high_water_) {
+    writing_paused_ = true;
+    events_.on_pause_writing();
+  }
+}
+
+void StreamSocket::maybe_resume_writing() {
+  if (writing_paused_ && queue_.size_bytes() <= low_water_) {
+    writing_paused_ = false;
+    events_.on_resume_writing();
+  }
+}
+
+void StreamSocket::set_limits(std::size_t high, std::size_t low) {
+  flush();
+  high_water_ = high;
+  low_water_ = low;
+  maybe_pause_writing();
+}
+
+IoResult StreamSocket::write_eof() {
+  if (closing_ || eof_) {
+    return IoResult::success(0);
+  }
+  flush();
+  if (closing_) {
+    return IoResult::success(0);
+  }
+  eof_ = true;
+  return queue_.empty() ? os::shutdown_write(fd_.get()) : IoResult::success(0);
+}
+
+bool StreamSocket::close() {
+  if (closing_) {
+    return false;
+  }
+  flush();
+  if (closing_) {
+    return false;
+  }
+  closing_ = true;
+  engine_.backend().stop_receive(channel_);
+  if (!queue_.empty()) {
+    return false;
+  }
+  ++lost_count_;
+  engine_.backend().stop_send_ready(channel_);
+  return true;
+}
+
+bool StreamSocket::force_close() {
+  if (lost_count_ != 0) {
+    return false;
+  }
+  drop_queue();
+  engine_.backend().stop_send_ready(channel_);
+  if (!closing_) {
+    closing_ = true;
+    engine_.backend().stop_receive(channel_);
+  }
+  ++lost_count_;
+  return true;
+}
+
+void StreamSocket::drop_queue() {
+  queue_.clear([this](WriteQueue::Owner owner) { events_.drop_owner(owner); });
+  blocked_ = false;
+}
+
+UniqueFd StreamSocket::take_fd() noexcept {
+  engine_.backend().detach(channel_);
+  return std::move(fd_);
+}
+
+}  // namespace cpploop

@@ -1,0 +1,63 @@
+#pragma once
+
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/os/io_result.h"
+#include "core/os/unique_fd.h"
+
+// Every system call of the engine, wrapped once: EINTR is retried where a retry is right, flags that
+// must never be forgotten (MSG_NOSIGNAL, CLOEXEC, NONBLOCK) are set here, and the errno is taken
+// before anything else can change it.
+namespace cpploop::os {
+
+struct SocketAddress {
+  sockaddr_storage storage{};
+  socklen_t length = 0;
+
+  [[nodiscard]] const sockaddr* get() const noexcept {
+    return reinterpret_cast<const sockaddr*>(&storage);
+  }
+  [[nodiscard]] sockaddr* get() noexcept { return reinterpret_cast<sockaddr*>(&storage); }
+  [[nodiscard]] int family() const noexcept { return length == 0 ? AF_UNSPEC : storage.ss_family; }
+};
+
+void close_fd(int fd) noexcept;
+
+[[nodiscard]] IoResult receive(int fd, void* buffer, std::size_t size) noexcept;
+[[nodiscard]] IoResult send(int fd, const void* data, std::size_t size) noexcept;
+[[nodiscard]] IoResult send_vector(int fd, const iovec* parts, std::size_t count) noexcept;
+[[nodiscard]] IoResult shutdown_write(int fd) noexcept;
+
+// The new descriptor is non-blocking and close-on-exec; `value` is its number.
+[[nodiscard]] IoResult accept(int fd, SocketAddress& peer) noexcept;
+[[nodiscard]] IoResult connect(int fd, const SocketAddress& address) noexcept;
+// The pending error of a socket (SO_ERROR), 0 if there is none.
+[[nodiscard]] int pending_error(int fd) noexcept;
+[[nodiscard]] IoResult local_address(int fd, SocketAddress& address) noexcept;
+[[nodiscard]] IoResult peer_address(int fd, SocketAddress& address) noexcept;
+void set_no_delay(int fd) noexcept;
+
+[[nodiscard]] IoResult event_fd() noexcept;
+[[nodiscard]] IoResult event_fd_signal(int fd) noexcept;
+void event_fd_drain(int fd) noexcept;
+
+[[nodiscard]] IoResult epoll_create() noexcept;
+[[nodiscard]] int epoll_add(int epoll, int fd, std::uint32_t events, std::uint64_t data) noexcept;
+[[nodiscard]] int epoll_modify(int epoll, int fd, std::uint32_t events,
+                               std::uint64_t data) noexcept;
+[[nodiscard]] int epoll_remove(int epoll, int fd) noexcept;
+// timeout_ns < 0 waits for ever. EINTR is reported, not retried: the caller has signals to look at.
+[[nodiscard]] IoResult epoll_wait(int epoll, epoll_event* events, int capacity,
+                                  std::int64_t timeout_ns) noexcept;
+
+// Which form of the timed wait is in use; tests force the fallback.
+enum class WaitPrecision { nanoseconds, milliseconds };
+[[nodiscard]] WaitPrecision wait_precision() noexcept;
+void force_wait_precision(WaitPrecision precision) noexcept;
+
+}  // namespace cpploop::os

@@ -1,0 +1,81 @@
+#include "core/sched/wakeup_inbox.h"
+
+#include <system_error>
+
+#include "core/os/socket_ops.h"
+
+namespace cpploop {
+
+WakeupInbox::WakeupInbox() {
+  const IoResult result = os::event_fd();
+  if (!result.ok()) {
+    throw std::system_error(result.error, std::generic_category(), "eventfd");
+  }
+  event_fd_.reset(static_cast<int>(result.value));
+}
+
+bool WakeupInbox::post(const ReadyEntry& entry) {
+  const std::lock_guard lock(mutex_);
+  if (closed_) {
+    return false;
+  }
+  posts_.push_back(entry);
+  has_posts_.store(true, std::memory_order_release);
+  signal_if_armed();
+  return true;
+}
+
+void WakeupInbox::wake() noexcept {
+  const std::lock_guard lock(mutex_);
+  woken_ = true;
+  signal_if_armed();
+}
+
+void WakeupInbox::signal_if_armed() noexcept {
+  if (armed_) {
+    armed_ = false;
+    // Under the lock, so that close() cannot take the descriptor away in between. The only error
+    // an eventfd has here is a counter that is full, and then the reader is awake already.
+    (void)os::event_fd_signal(event_fd_.get());
+  }
+}
+
+void WakeupInbox::drain_into(ReadyQueue& queue) {
+  {
+    const std::lock_guard lock(mutex_);
+    queue.reserve(posts_.size());
+    posts_.swap(spare_);
+    has_posts_.store(false, std::memory_order_relaxed);
+  }
+  for (const ReadyEntry& entry : spare_) {
+    queue.push(entry);
+  }
+  spare_.clear();
+}
+
+bool WakeupInbox::arm() noexcept {
+  const std::lock_guard lock(mutex_);
+  if (!posts_.empty() || woken_) {
+    woken_ = false;
+    return false;
+  }
+  armed_ = true;
+  return true;
+}
+
+void WakeupInbox::disarm() noexcept {
+  const std::lock_guard lock(mutex_);
+  armed_ = false;
+  woken_ = false;
+}
+
+void WakeupInbox::acknowledge() noexcept { os::event_fd_drain(event_fd_.get()); }
+
+void WakeupInbox::close() noexcept {
+  const std::lock_guard lock(mutex_);
+  closed_ = true;
+  armed_ = false;
+  event_fd_.reset();
+}
+
+}  // namespace cpploop

@@ -1,0 +1,64 @@
+#pragma once
+
+#include <atomic>
+#include <mutex>
+#include <vector>
+
+#include "core/os/unique_fd.h"
+#include "core/sched/ready_queue.h"
+
+namespace cpploop {
+
+// Callbacks from other threads, in the order they came. The consumer arms the inbox before it may
+// block; the first producer that finds it armed disarms it and signals the eventfd, so a burst of N
+// posts costs one system call. The lock guards the splice and nothing else.
+class WakeupInbox {
+ public:
+  // Throws std::system_error when the kernel has no eventfd to give.
+  WakeupInbox();
+
+  [[nodiscard]] int fd() const noexcept { return event_fd_.get(); }
+
+  // Any thread. False once closed: the caller keeps the token. Throws std::bad_alloc.
+  [[nodiscard]] bool post(const ReadyEntry& entry);
+  // Any thread. Ends a wait without giving it anything to run.
+  void wake() noexcept;
+
+  // The loop's thread, a relaxed look that costs one load.
+  [[nodiscard]] bool has_posts() const noexcept {
+    return has_posts_.load(std::memory_order_acquire);
+  }
+  // The loop's thread. Appends everything posted to `queue`.
+  void drain_into(ReadyQueue& queue);
+  // The loop's thread. True if armed; false if something was posted or wake() came first, in which
+  // case the caller must not block.
+  [[nodiscard]] bool arm() noexcept;
+  void disarm() noexcept;
+  // The loop's thread, when the wait reported the eventfd.
+  void acknowledge() noexcept;
+
+  // The loop's thread. Posts fail from here on; what was posted stays for drain_into().
+  void close() noexcept;
+
+  template <typename Visitor>
+  void for_each(Visitor visit) {
+    const std::lock_guard lock(mutex_);
+    for (const ReadyEntry& entry : posts_) {
+      visit(entry);
+    }
+  }
+
+ private:
+  void signal_if_armed() noexcept;
+
+  std::mutex mutex_;
+  std::vector<ReadyEntry> posts_;
+  std::vector<ReadyEntry> spare_;  // Swapped with posts_ so that both keep their memory.
+  bool armed_ = false;
+  bool woken_ = false;
+  bool closed_ = false;
+  std::atomic<bool> has_posts_{false};
+  UniqueFd event_fd_;
+};
+
+}  // namespace cpploop
