@@ -20,12 +20,19 @@ Engine::Engine(Host& host, std::unique_ptr<WakeupInbox> inbox, std::unique_ptr<B
 Engine::~Engine() = default;
 
 int Engine::run() {
+  // Also when memory runs out on the way: the next run() starts afresh.
+  struct Reset {
+    Engine& engine;
+    ~Reset() {
+      engine.stopping_ = false;
+      engine.interrupted_ = false;
+      engine.in_callback_ = false;
+    }
+  } const reset{*this};
   int error = 0;
   do {
     error = turn();
   } while (error == 0 && !interrupted_ && !stopping_);
-  stopping_ = false;
-  interrupted_ = false;
   return error;
 }
 
@@ -86,8 +93,16 @@ std::int64_t Engine::wait_limit_ns() {
     return -1;
   }
   const std::int64_t now = now_ns();
+  if (timers_.empty()) {
+    return 0;  // An overridden clock cancelled the last one.
+  }
   const std::int64_t deadline = timers_.next_deadline_ns();
-  return deadline <= now ? 0 : std::min(deadline - now, kLongestWaitNs);
+  if (deadline <= now) {
+    return 0;
+  }
+  // Unsigned, because an overridden clock may stand below zero.
+  const std::uint64_t left = static_cast<std::uint64_t>(deadline) - static_cast<std::uint64_t>(now);
+  return static_cast<std::int64_t>(std::min<std::uint64_t>(left, kLongestWaitNs));
 }
 
 void Engine::discard_cancelled_timers() {
@@ -157,16 +172,28 @@ void Engine::run_entry(const ReadyEntry& entry) {
     case ReadyEntry::Kind::io:
       if (timing_) {
         host_.io_begins();
-        backend_->dispatch(entry.channel, entry.io_events);
+        run_io(entry);
         host_.io_ended();
       } else {
-        backend_->dispatch(entry.channel, entry.io_events);
+        run_io(entry);
       }
       break;
   }
   in_callback_ = false;
   if (!flush_list_.empty()) {
     flush_gathered();
+  }
+}
+
+// Reading and writing are two callbacks. When the first raises what must leave run(), the second waits
+// for the next poll, which reports it again.
+void Engine::run_io(const ReadyEntry& entry) {
+  if ((entry.io_events & kIoReadable) != 0) {
+    backend_->dispatch(entry.channel, kIoReadable);
+  }
+  if ((entry.io_events & kIoWritable) != 0 && !interrupted_) {
+    ++callback_serial_;
+    backend_->dispatch(entry.channel, kIoWritable);
   }
 }
 
@@ -199,6 +226,11 @@ void Engine::flush_gathered() {
   flush_list_.clear();
 }
 
+void Engine::abandon_after_fork() noexcept {
+  inbox_->abandon_after_fork();
+  backend_->abandon_after_fork();
+}
+
 void Engine::close() {
   if (closed_) {
     return;
@@ -212,6 +244,7 @@ void Engine::close() {
     (void)host_.timer_left_heap(token);
   }
   watchers_.take_all(tokens);
+  backend_->close();
   std::vector<NativeCallback*> natives;
   while (!ready_.empty()) {
     const ReadyEntry entry = ready_.pop();

@@ -100,6 +100,9 @@ class Engine {
   // engine. Streams and listeners are detached by their owners.
   void close();
   [[nodiscard]] bool closed() const noexcept { return closed_; }
+  // In a forked child, before anything else: from here on only close() and destruction make sense, and
+  // neither touches what the parent shares.
+  void abandon_after_fork() noexcept;
 
   [[nodiscard]] std::uint64_t turns() const noexcept { return turns_; }
 
@@ -113,6 +116,7 @@ class Engine {
   void queue_due_timers();
   void run_ready();
   void run_entry(const ReadyEntry& entry);
+  void run_io(const ReadyEntry& entry);
 
   Host& host_;
   std::unique_ptr<WakeupInbox> inbox_;

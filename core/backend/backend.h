@@ -166,6 +166,8 @@ class Backend {
   // In a forked child: the kernel objects are the parent's as well and must not be edited; only
   // close descriptors from here on.
   virtual void abandon_after_fork() noexcept { abandoned_ = true; }
+  // Gives up the kernel objects. Channels may still be detached afterwards; nothing else works.
+  virtual void close() noexcept = 0;
 
  protected:
   // What this channel wants has changed; tell the kernel now or at the next poll.

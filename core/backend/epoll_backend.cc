@@ -109,12 +109,12 @@ void EpollBackend::apply_changes() {
     if (channel == nullptr || !channel->dirty) {
       continue;
     }
-    channel->dirty = false;
     if (channel->wanted != channel->registered && change_now(*channel) != 0) {
       // Left unregistered it would stall unseen. Treat it as ready instead: the operation itself then
       // tells the owner what is wrong with the descriptor, or finds that nothing is.
       failed_.push_back(id);
     }
+    channel->dirty = false;  // Last: when memory for `failed_` runs out, the next poll tries again.
   }
   dirty_.clear();
 }
@@ -126,6 +126,11 @@ void EpollBackend::forget(Channel& channel) noexcept {
   if (channel.registered != 0) {
     (void)change_now(channel);
   }
+}
+
+void EpollBackend::close() noexcept {
+  abandoned_ = true;
+  epoll_fd_.reset();
 }
 
 IoResult EpollBackend::wait(std::int64_t timeout_ns) {

@@ -24,6 +24,7 @@ class EpollBackend final : public Backend {
   void collect(ReadyQueue& ready) override;
   [[nodiscard]] bool woken() const noexcept override { return woken_; }
   void apply_changes() override;
+  void close() noexcept override;
 
  private:
   void note_change(Channel& channel) noexcept override;

@@ -1,6 +1,7 @@
 #include "core/net/readiness_watchers.h"
 
 #include <cassert>
+#include <cerrno>
 #include <utility>
 
 #include "core/engine.h"
@@ -15,6 +16,9 @@ void ReadinessWatchers::Watcher::on_writable() { engine.host().notify(writer); }
 ReadinessWatchers::Added ReadinessWatchers::add(int fd, Wanted what, Token token) {
   const auto index = static_cast<std::size_t>(fd);
   if (index >= by_fd_.size()) {
+    if (!os::is_open(fd)) {
+      return {EBADF, nullptr};  // Any number can come in here; the table grows for real ones alone.
+    }
     by_fd_.resize(index + 1);
   }
   if (by_fd_[index] == nullptr) {

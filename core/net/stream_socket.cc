@@ -3,6 +3,7 @@
 #include <array>
 #include <cassert>
 #include <climits>
+#include <new>
 
 #include "core/engine.h"
 
@@ -99,13 +100,16 @@ bool StreamSocket::note_write() noexcept {
   return ++writes_in_callback_ == 1;
 }
 
+bool StreamSocket::sends_at_once() noexcept {
+  if (!engine_.in_callback()) {
+    return queue_.empty();
+  }
+  const bool first = note_write();
+  return queue_.empty() && first && habit_ != kHabitLearned;
+}
+
 std::size_t StreamSocket::begin_write(const void* data, std::size_t size) {
-  if (engine_.in_callback()) {
-    const bool first = note_write();
-    if (!queue_.empty() || !first || habit_ == kHabitLearned) {
-      return 0;
-    }
-  } else if (!queue_.empty()) {
+  if (!sends_at_once()) {
     return 0;
   }
   const iovec part{const_cast<void*>(data), size};
@@ -137,7 +141,11 @@ void StreamSocket::end_write() {
   } else if (!engine_.in_callback() || queue_.size_bytes() >= kGatherLimit) {
     flush();
   } else if (!in_flush_list_) {
-    engine_.flush_after_callback(*this);
+    try {
+      engine_.flush_after_callback(*this);
+    } catch (const std::bad_alloc&) {
+      flush();  // No memory to put it off.
+    }
   }
 }
 
@@ -190,12 +198,18 @@ void StreamSocket::on_send_ready() {
   if (queue_.empty()) {
     engine_.backend().stop_send_ready(channel_);
   }
+  // What the owner is told here may make it write, close or abort. Its writes go out before anything
+  // is concluded: a closing connection waits for nothing but this queue.
   maybe_resume_writing();
-  // resume_writing() may have written, closed or aborted.
+  flush();
   if (lost_count_ != 0 || !queue_.empty()) {
     return;
   }
   events_.on_drained();
+  flush();
+  if (lost_count_ != 0 || !queue_.empty()) {
+    return;
+  }
   if (closing_) {
     ++lost_count_;
     events_.on_closed_after_flush();

@@ -65,6 +65,9 @@ class StreamSocket final : private StreamSink {
   // Writing happens in two steps, so that the owner makes a lasting copy of only what must wait.
   // begin_write() returns how many bytes are dealt with; the rest goes to queue().
   [[nodiscard]] std::size_t begin_write(const void* data, std::size_t size);
+  // Counts a write of several pieces: true when they are to be sent as soon as they are queued (by
+  // flush()), false when they may be gathered (by end_write()).
+  [[nodiscard]] bool sends_at_once() noexcept;
   // Throws std::bad_alloc, and then the owner is still the caller's.
   void queue(const void* data, std::size_t size, WriteQueue::Owner owner);
   // Ends a write that was queued in several pieces: sends or gathers, then judges the watermarks.
@@ -72,6 +75,9 @@ class StreamSocket final : private StreamSink {
   // Sends what was gathered in this callback, if anything was.
   void flush();
 
+  // Whether the backend is asked for bytes, and whether the queue waits for the kernel.
+  [[nodiscard]] bool receives() const noexcept { return channel_.wants(kWantReadable); }
+  [[nodiscard]] bool waits_for_kernel() const noexcept { return channel_.wants(kWantWritable); }
   [[nodiscard]] std::size_t queued_bytes() const noexcept { return queue_.size_bytes(); }
   void set_limits(std::size_t high, std::size_t low);
   [[nodiscard]] std::size_t high_water() const noexcept { return high_water_; }
@@ -89,7 +95,11 @@ class StreamSocket final : private StreamSink {
   [[nodiscard]] bool is_closing() const noexcept { return closing_; }
   // How often writes came after the connection was lost, plus one for the loss; 0 while it lives.
   [[nodiscard]] std::uint32_t lost_count() const noexcept { return lost_count_; }
-  void count_lost_write() noexcept { ++lost_count_; }
+  void count_lost_write() noexcept {
+    if (lost_count_ != UINT32_MAX) {  // Zero would mean that the connection lives.
+      ++lost_count_;
+    }
+  }
   // Ends the registration and gives the descriptor to the caller to close.
   [[nodiscard]] UniqueFd take_fd() noexcept;
 

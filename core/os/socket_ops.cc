@@ -1,5 +1,6 @@
 #include "core/os/socket_ops.h"
 
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/eventfd.h>
@@ -76,6 +77,8 @@ void close_fd(int fd) noexcept {
   ::close(fd);
   errno = saved;
 }
+
+bool is_open(int fd) noexcept { return ::fcntl(fd, F_GETFD) != -1; }
 
 IoResult receive(int fd, void* buffer, std::size_t size) noexcept {
   return retry_on_interrupt([&] { return ::recv(fd, buffer, size, 0); });

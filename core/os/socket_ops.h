@@ -27,6 +27,7 @@ struct SocketAddress {
 };
 
 void close_fd(int fd) noexcept;
+[[nodiscard]] bool is_open(int fd) noexcept;
 
 [[nodiscard]] IoResult receive(int fd, void* buffer, std::size_t size) noexcept;
 [[nodiscard]] IoResult send(int fd, const void* data, std::size_t size) noexcept;

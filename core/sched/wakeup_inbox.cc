@@ -1,5 +1,6 @@
 #include "core/sched/wakeup_inbox.h"
 
+#include <new>
 #include <system_error>
 
 #include "core/os/socket_ops.h"
@@ -70,6 +71,21 @@ void WakeupInbox::disarm() noexcept {
 }
 
 void WakeupInbox::acknowledge() noexcept { os::event_fd_drain(event_fd_.get()); }
+
+void WakeupInbox::abandon_after_fork() noexcept {
+  if (mutex_.try_lock()) {
+    mutex_.unlock();
+  } else {
+    // Made anew in place and not destroyed first: nobody is left to unlock the one, and the others may
+    // be half changed.
+    new (&mutex_) std::mutex;
+    new (&posts_) std::vector<ReadyEntry>;
+    new (&spare_) std::vector<ReadyEntry>;
+    has_posts_.store(false, std::memory_order_relaxed);
+  }
+  closed_ = true;
+  armed_ = false;  // The eventfd is the parent's as well: a signal would wake the parent.
+}
 
 void WakeupInbox::close() noexcept {
   const std::lock_guard lock(mutex_);

@@ -39,6 +39,9 @@ class WakeupInbox {
 
   // The loop's thread. Posts fail from here on; what was posted stays for drain_into().
   void close() noexcept;
+  // In a forked child, which has no thread but the calling one. A producer may have been caught
+  // holding the lock; what it was changing is then left alone for ever.
+  void abandon_after_fork() noexcept;
 
   template <typename Visitor>
   void for_each(Visitor visit) {

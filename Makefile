@@ -1,0 +1,119 @@
+# What people type. Each target finds what it needs and says in one line what is missing.
+#   make demo PYTHON=3.12        another Python: a version, `newest` (the default), or a path
+PYTHON ?= newest
+VENV ?= .venv
+JOBS ?= 2
+PRESET ?= test
+PYTEST_ARGS ?=
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+RUN := $(VENV)/run $(VENV)/bin/python
+CPP_FILES = $(shell find core binding tests/core tests/fuzz benchmarks \
+	\( -name '*.h' -o -name '*.cc' \) -print 2>/dev/null | sort)
+PY_FOLDERS = $(wildcard python tests benchmarks examples scripts docs)
+
+.PHONY: help
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## Build cpploop into .venv (PYTHON= chooses the interpreter)
+	@scripts/venv.sh "$(PYTHON)" "$(VENV)"
+	@$(RUN) -c 'import cpploop, sys; print("cpploop", cpploop.__version__, "in $(VENV), Python", sys.version.split()[0])'
+
+.PHONY: demo
+demo: ## Serve the example application on cpploop, check every answer, compare the loops
+	@scripts/venv.sh --with demo "$(PYTHON)" "$(VENV)"
+	@$(RUN) examples/demo/run.py
+
+.PHONY: test
+test: test-core test-python ## Run the engine's tests and the Python tests
+
+.PHONY: test-core
+test-core: ## Run the engine's tests
+	@scripts/need.sh compiler cmake ninja gtest
+	cmake --preset $(PRESET) --log-level=WARNING
+	cmake --build --preset $(PRESET) -j $(JOBS)
+	@scripts/ctest.sh $(PRESET) $(JOBS)
+
+.PHONY: test-python
+test-python: ## Run the Python tests (PYTEST_ARGS= is passed on)
+	@scripts/venv.sh --try demo "$(PYTHON)" "$(VENV)"
+	$(RUN) -m pytest $(PYTEST_ARGS)
+
+.PHONY: asan
+asan: ## Run the engine's tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	@scripts/sanitized.sh core asan $(JOBS)
+
+.PHONY: asan-python
+asan-python: ## Run the Python tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	@scripts/sanitized.sh python "$(PYTHON)" $(PYTEST_ARGS)
+
+.PHONY: tsan
+tsan: ## Run the engine's tests under ThreadSanitizer
+	@scripts/sanitized.sh core tsan $(JOBS)
+
+.PHONY: fuzz
+fuzz: ## Run every fuzz target for one second under libFuzzer
+	@scripts/need.sh clang cmake ninja
+	cmake --preset fuzz -D CMAKE_CXX_COMPILER="$$(command -v clang++-16 || command -v clang++)"
+	cmake --build --preset fuzz -j $(JOBS)
+	@scripts/ctest.sh fuzz
+
+.PHONY: matrix
+matrix: ## Run the Python tests without the slow ones on every Python at hand
+	@failed=; \
+	for name in $$(scripts/pythons.sh list | cut -f1); do \
+	  echo "== Python $$name"; \
+	  { scripts/venv.sh "$$name" "build/venvs/$$name" && \
+	    "build/venvs/$$name/run" "build/venvs/$$name/bin/python" -m pytest -q -m 'not slow' $(PYTEST_ARGS); \
+	  } || failed="$$failed $$name"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "failed on:$$failed"; exit 1; fi
+
+.PHONY: conformance
+conformance: ## Run the interpreter's own asyncio tests on cpploop
+	@scripts/venv.sh "$(PYTHON)" "$(VENV)"
+	$(RUN) tests/conformance/run.py $(CONFORMANCE_ARGS)
+
+.PHONY: bench
+bench: ## Run the benchmarks in .venv-bench beside the rivals (BENCH_ARGS=--quick for a smoke test)
+	@scripts/venv.sh "$(PYTHON)" .venv-bench
+	@if [ ! -e .venv-bench/.rivals ] || [ benchmarks/requirements.txt -nt .venv-bench/.rivals ]; then \
+	  benchmarks/setup.sh --run "$(CURDIR)/.venv-bench/run" .venv-bench/bin/python .venv-bench; \
+	  touch .venv-bench/.rivals; \
+	fi
+	.venv-bench/run .venv-bench/bin/python benchmarks/run.py $(BENCH_ARGS)
+
+.PHONY: lint
+lint: ## Check the format, the Python code, the types and what no file may hold
+	@scripts/venv.sh --with lint "$(PYTHON)" "$(VENV)"
+	$(RUN) scripts/hygiene.py
+	$(if $(CPP_FILES),$(VENV)/bin/clang-format --dry-run --Werror $(CPP_FILES))
+	$(VENV)/bin/ruff format --check $(PY_FOLDERS)
+	$(VENV)/bin/ruff check $(PY_FOLDERS)
+	$(VENV)/bin/mypy
+
+.PHONY: tidy
+tidy: ## Build everything with warnings as errors, and run clang-tidy over the engine and the binding
+	@scripts/need.sh compiler cmake ninja gtest
+	@scripts/venv.sh --with lint "$(PYTHON)" "$(VENV)"
+	cmake --fresh --preset ci-full --log-level=WARNING -D Python_EXECUTABLE="$(abspath $(VENV)/bin/python)"
+	cmake --build --preset ci-full -j $(JOBS)
+	$(RUN) scripts/tidy.py --build build/ci-full --jobs $(JOBS) $(TIDY_ARGS)
+
+.PHONY: format
+format: ## Format the C++ and the Python code
+	@scripts/venv.sh --no-build --with lint "$(PYTHON)" "$(VENV)"
+	$(if $(CPP_FILES),$(VENV)/bin/clang-format -i $(CPP_FILES))
+	$(VENV)/bin/ruff check --fix --select I $(PY_FOLDERS)
+	$(VENV)/bin/ruff format $(PY_FOLDERS)
+
+.PHONY: clean
+clean: ## Remove everything that was built
+	rm -rf build .venv .venv-bench benchmarks/build dist .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

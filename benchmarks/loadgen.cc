@@ -1,0 +1,795 @@
+// The load generator: N connections on one thread, each with one request in flight.
+//
+//   loadgen --mode echo --port P | --unix PATH  --connections N --size BYTES
+//   loadgen --mode http --port P | --unix PATH  --connections N --path /x --body-size BYTES
+//     --seconds T --warmup T   the measured window and what comes before it
+//     --rate R                 open loop: R requests/s in all, arriving at random (Poisson), with
+//                              latency counted from when a request was due, not from when it left
+//     --server-pid PID         also measures that process's CPU time over the same window; what
+//                              is then left of the machine's is other_cpu_seconds
+//
+// It prints one JSON object. Every answer is checked; the first wrong byte, lost connection or
+// stalled request ends the run with "errors": 1, the reason, and exit status 1, because a figure
+// made of wrong answers is worth nothing.
+//
+// Echo messages up to kFullCheck bytes are compared whole, and so is every kFullCheckEvery-th
+// longer one; the others at both ends. Both ends carry the connection's number and the message's,
+// so bytes that belong to another connection or to an earlier message cannot pass.
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cerrno>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <ctime>
+#include <functional>
+#include <memory>
+#include <queue>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace {
+
+constexpr std::size_t kReadSize = 256 * 1024;
+constexpr std::size_t kFullCheck = 8 * 1024;
+constexpr std::uint64_t kFullCheckEvery = 16;
+constexpr std::size_t kEndCheck = 64;
+constexpr std::size_t kMaxHeadLine = 16 * 1024;
+constexpr std::int64_t kStall_ns = 10'000'000'000;
+constexpr std::int64_t kTick_ns = 100'000'000;
+constexpr std::int64_t kNanoseconds = 1'000'000'000;
+
+using Bytes = std::span<const char>;
+
+// Ends the run. The message goes into the JSON, so it holds no quotes or control characters.
+struct Failure : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+[[noreturn]] void fail_errno(const std::string& what) {
+  throw Failure(what + ": " + std::strerror(errno));
+}
+
+std::int64_t now_ns() {
+  timespec t{};
+  ::clock_gettime(CLOCK_MONOTONIC, &t);
+  return t.tv_sec * kNanoseconds + t.tv_nsec;
+}
+
+// ---- options ------------------------------------------------------------------------------------
+
+enum class Mode { kEcho, kHttp };
+
+struct Options {
+  Mode mode = Mode::kEcho;
+  std::uint16_t port = 0;
+  std::string unix_path;
+  std::size_t connections = 1;
+  std::size_t size = 1024;
+  std::string path = "/";
+  std::size_t body_size = 0;
+  double seconds = 2.0;
+  double warmup = 0.5;
+  double rate = 0.0;
+  pid_t server_pid = 0;
+};
+
+[[noreturn]] void usage(const std::string& problem) {
+  std::fprintf(stderr, "loadgen: %s (the options are in loadgen.cc's first lines)\n",
+               problem.c_str());
+  std::exit(2);
+}
+
+double parse_number(const std::string& name, const char* text, double least) {
+  char* end = nullptr;
+  const double value = std::strtod(text, &end);
+  if (end == text || *end != '\0' || !(value >= least)) usage("bad value for " + name);
+  return value;
+}
+
+Options parse_options(int argc, char** argv) {
+  Options options;
+  for (int i = 1; i < argc; i += 2) {
+    const std::string name = argv[i];
+    if (i + 1 == argc) usage(name + " needs a value");
+    const char* value = argv[i + 1];
+    const auto count = [&](double least) {
+      return static_cast<std::size_t>(parse_number(name, value, least));
+    };
+    if (name == "--mode") {
+      const std::string_view mode = value;
+      if (mode != "echo" && mode != "http") usage("--mode is echo or http");
+      options.mode = mode == "echo" ? Mode::kEcho : Mode::kHttp;
+    } else if (name == "--port") {
+      options.port = static_cast<std::uint16_t>(count(1));
+    } else if (name == "--unix") {
+      options.unix_path = value;
+    } else if (name == "--connections") {
+      options.connections = count(1);
+    } else if (name == "--size") {
+      options.size = count(1);
+    } else if (name == "--path") {
+      options.path = value;
+    } else if (name == "--body-size") {
+      options.body_size = count(0);
+    } else if (name == "--seconds") {
+      options.seconds = parse_number(name, value, 0.01);
+    } else if (name == "--warmup") {
+      options.warmup = parse_number(name, value, 0);
+    } else if (name == "--rate") {
+      options.rate = parse_number(name, value, 0);
+    } else if (name == "--server-pid") {
+      options.server_pid = static_cast<pid_t>(count(1));
+    } else {
+      usage("unknown option " + name);
+    }
+  }
+  if ((options.port == 0) == options.unix_path.empty()) usage("give --port or --unix");
+  return options;
+}
+
+// ---- measuring ----------------------------------------------------------------------------------
+
+// Latencies in buckets whose width is 1/64 of their value: any percentile within 1.6 %, in fixed
+// memory, at the cost of one increment.
+class Histogram {
+ public:
+  void add(std::int64_t value_ns) {
+    const auto value = static_cast<std::uint64_t>(std::max<std::int64_t>(value_ns, 0));
+    ++counts_[index_of(value)];
+    ++total_;
+    max_ = std::max(max_, value);
+  }
+
+  void clear() { *this = Histogram(); }
+
+  [[nodiscard]] double percentile_us(double percent) const {
+    const auto wanted =
+        static_cast<std::uint64_t>(std::ceil(percent / 100.0 * static_cast<double>(total_)));
+    std::uint64_t seen = 0;
+    for (std::size_t i = 0; i < counts_.size(); ++i) {
+      seen += counts_[i];
+      if (seen >= wanted && seen > 0) return middle_of(i) / 1e3;
+    }
+    return 0.0;
+  }
+
+  [[nodiscard]] double max_us() const { return static_cast<double>(max_) / 1e3; }
+
+ private:
+  static constexpr int kSubBits = 6;
+  static constexpr std::uint64_t kSub = 1U << kSubBits;
+
+  static std::size_t index_of(std::uint64_t value) {
+    if (value < kSub) return value;
+    const int shift = static_cast<int>(std::bit_width(value)) - 1 - kSubBits;
+    return static_cast<std::size_t>(shift) * kSub + static_cast<std::size_t>(value >> shift);
+  }
+
+  static double middle_of(std::size_t index) {
+    if (index < kSub) return static_cast<double>(index);
+    const auto shift = index / kSub - 1;
+    const auto low = static_cast<double>(index - shift * kSub);
+    return std::ldexp(low + 0.5, static_cast<int>(shift));
+  }
+
+  std::array<std::uint64_t, (64 - kSubBits + 1) * kSub> counts_{};
+  std::uint64_t total_ = 0;
+  std::uint64_t max_ = 0;
+};
+
+// CPU time of another process, all of its threads, in ns: a loop that hides work in a helper
+// thread pays for it here.
+class ProcessCpu {
+ public:
+  explicit ProcessCpu(pid_t pid) {
+    if (pid == 0) return;
+    if (::clock_getcpuclockid(pid, &clock_) != 0) throw Failure("--server-pid: no such process");
+    known_ = true;
+  }
+
+  [[nodiscard]] std::int64_t read_ns() const {
+    timespec t{};
+    if (!known_ || ::clock_gettime(clock_, &t) != 0) return 0;
+    return t.tv_sec * kNanoseconds + t.tv_nsec;
+  }
+
+ private:
+  clockid_t clock_{};
+  bool known_ = false;
+};
+
+std::int64_t own_cpu_ns() {
+  timespec t{};
+  ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+  return t.tv_sec * kNanoseconds + t.tv_nsec;
+}
+
+// Busy time of all cores together, whoever was running (and what a hypervisor took away), in ns.
+std::int64_t machine_busy_ns() {
+  std::FILE* file = std::fopen("/proc/stat", "re");
+  if (file == nullptr) return 0;
+  std::array<unsigned long long, 8> t{};  // user nice system idle iowait irq softirq steal
+  const int found = std::fscanf(file, "cpu %llu %llu %llu %llu %llu %llu %llu %llu", &t[0], &t[1],
+                                &t[2], &t[3], &t[4], &t[5], &t[6], &t[7]);
+  std::fclose(file);
+  if (found != 8) return 0;
+  const auto ticks = static_cast<std::int64_t>(t[0] + t[1] + t[2] + t[5] + t[6] + t[7]);
+  return ticks * (kNanoseconds / ::sysconf(_SC_CLK_TCK));
+}
+
+class Random {
+ public:
+  explicit Random(std::uint64_t seed) : state_(seed * 0x9E3779B97F4A7C15U + 1) {}
+
+  std::uint64_t next() {
+    state_ ^= state_ << 13;
+    state_ ^= state_ >> 7;
+    state_ ^= state_ << 17;
+    return state_;
+  }
+
+  // The gap to the next of events that come at random, `mean` apart on average.
+  std::int64_t gap_ns(double mean) {
+    const double uniform = (static_cast<double>(next() >> 11) + 0.5) / 9007199254740992.0;
+    return static_cast<std::int64_t>(-std::log(uniform) * mean);
+  }
+
+ private:
+  std::uint64_t state_;
+};
+
+// ---- what is said on a connection ---------------------------------------------------------------
+
+// One side of a conversation: the bytes of the next request, and a judge of what comes back.
+class Exchange {
+ public:
+  Exchange() = default;
+  Exchange(const Exchange&) = delete;
+  Exchange& operator=(const Exchange&) = delete;
+  virtual ~Exchange() = default;
+
+  // The bytes stay valid until the next call.
+  virtual Bytes next_request() = 0;
+  // Takes all of `data`; true when the answer is complete. Throws Failure when it is wrong.
+  virtual bool consume(Bytes data) = 0;
+};
+
+class EchoExchange final : public Exchange {
+ public:
+  EchoExchange(std::size_t number, std::size_t size) : number_(number), message_(size) {
+    Random random(number + 1);
+    for (char& byte : message_)
+      byte = static_cast<char>(random.next() >> 56);
+  }
+
+  Bytes next_request() override {
+    ++sequence_;
+    received_ = 0;
+    if (message_.size() >= 2 * sizeof(Stamp)) {
+      const Stamp stamp{number_, sequence_};
+      std::memcpy(message_.data(), &stamp, sizeof stamp);
+      std::memcpy(message_.data() + message_.size() - sizeof stamp, &stamp, sizeof stamp);
+    }
+    return message_;
+  }
+
+  bool consume(Bytes data) override {
+    if (data.size() > message_.size() - received_) {
+      throw Failure("wrong bytes: more came back than was sent" + where());
+    }
+    const bool whole = message_.size() <= kFullCheck || sequence_ % kFullCheckEvery == 0;
+    if (whole) {
+      check(data, 0, message_.size());
+    } else {
+      check(data, 0, kEndCheck);
+      check(data, message_.size() - kEndCheck, message_.size());
+    }
+    received_ += data.size();
+    return received_ == message_.size();
+  }
+
+ private:
+  struct Stamp {
+    std::uint64_t connection;
+    std::uint64_t sequence;
+  };
+
+  // Compares the part of `data` that falls inside [begin, end) of the message.
+  void check(Bytes data, std::size_t begin, std::size_t end) const {
+    const std::size_t from = std::max(begin, received_);
+    const std::size_t to = std::min(end, received_ + data.size());
+    if (from >= to) return;
+    if (std::memcmp(data.data() + (from - received_), message_.data() + from, to - from) != 0) {
+      throw Failure("wrong bytes: the echo differs" + where());
+    }
+  }
+
+  [[nodiscard]] std::string where() const {
+    return " (connection " + std::to_string(number_) + ", message " + std::to_string(sequence_) +
+           ", after " + std::to_string(received_) + " bytes)";
+  }
+
+  std::uint64_t number_;
+  std::vector<char> message_;
+  std::uint64_t sequence_ = 0;
+  std::size_t received_ = 0;
+};
+
+// A keep-alive GET. The body must be `body_size` bytes of the alphabet over and over, which every
+// server of this folder sends, whether with Content-Length or chunked.
+class HttpExchange final : public Exchange {
+ public:
+  HttpExchange(const std::string& path, std::size_t body_size)
+      : request_("GET " + path + " HTTP/1.1\r\nHost: localhost\r\nUser-Agent: loadgen\r\n" +
+                 "Accept: */*\r\n\r\n"),
+        body_size_(body_size) {
+    for (std::size_t i = 0; i < kAlphabet + kReadSize; ++i) {
+      pattern_.push_back(static_cast<char>('a' + i % kAlphabet));
+    }
+  }
+
+  Bytes next_request() override {
+    state_ = State::kStatus;
+    line_.clear();
+    length_.reset();
+    chunked_ = false;
+    body_received_ = 0;
+    return request_;
+  }
+
+  bool consume(Bytes data) override {
+    while (!data.empty()) {
+      if (state_ == State::kDone) throw Failure("wrong bytes: data after the response");
+      switch (state_) {
+        case State::kBody:
+        case State::kChunkData:
+          data = consume_body(data);
+          break;
+        default:
+          data = consume_line(data);
+          break;
+      }
+    }
+    return state_ == State::kDone;
+  }
+
+ private:
+  enum class State { kStatus, kHeader, kBody, kChunkSize, kChunkData, kChunkEnd, kTrailer, kDone };
+
+  // The framing of the body; nothing at all is not an answer a keep-alive connection can carry.
+  class Length {
+   public:
+    void set(std::size_t value) {
+      if (known_ && value != value_) throw Failure("bad response: two lengths");
+      value_ = value;
+      known_ = true;
+    }
+    void reset() { known_ = false; }
+    [[nodiscard]] bool known() const { return known_; }
+    [[nodiscard]] std::size_t value() const { return value_; }
+
+   private:
+    std::size_t value_ = 0;
+    bool known_ = false;
+  };
+
+  static constexpr std::size_t kAlphabet = 26;
+
+  Bytes consume_line(Bytes data) {
+    const auto* end = static_cast<const char*>(std::memchr(data.data(), '\n', data.size()));
+    const std::size_t size =
+        end == nullptr ? data.size() : static_cast<std::size_t>(end - data.data()) + 1;
+    if (line_.size() + size > kMaxHeadLine) throw Failure("bad response: a line too long");
+    line_.append(data.data(), size);
+    if (end != nullptr) {
+      if (line_.size() < 2 || line_[line_.size() - 2] != '\r') {
+        throw Failure("bad response: a line that does not end in CR LF");
+      }
+      on_line(std::string_view(line_).substr(0, line_.size() - 2));
+      line_.clear();
+    }
+    return data.subspan(size);
+  }
+
+  void on_line(std::string_view line) {
+    switch (state_) {
+      case State::kStatus:
+        on_status(line);
+        break;
+      case State::kHeader:
+        line.empty() ? on_head_end() : on_header(line);
+        break;
+      case State::kChunkSize:
+        on_chunk_size(line);
+        break;
+      case State::kChunkEnd:
+        if (!line.empty()) throw Failure("bad response: a chunk longer than its size");
+        state_ = State::kChunkSize;
+        break;
+      case State::kTrailer:
+        if (line.empty()) finish();
+        break;
+      case State::kBody:
+      case State::kChunkData:
+      case State::kDone:
+        break;
+    }
+  }
+
+  void on_status(std::string_view line) {
+    if (!line.starts_with("HTTP/1.1 200")) throw Failure("bad response: the status is not 200");
+    state_ = State::kHeader;
+  }
+
+  void on_header(std::string_view line) {
+    const auto colon = line.find(':');
+    if (colon == std::string_view::npos) throw Failure("bad response: a header without a colon");
+    const std::string_view name = line.substr(0, colon);
+    std::string_view value = line.substr(colon + 1);
+    while (!value.empty() && (value.front() == ' ' || value.front() == '\t')) {
+      value.remove_prefix(1);
+    }
+    while (!value.empty() && (value.back() == ' ' || value.back() == '\t'))
+      value.remove_suffix(1);
+    if (same(name, "content-length")) {
+      length_.set(parse_size(value, 10));
+    } else if (same(name, "transfer-encoding")) {
+      if (!same(value, "chunked")) throw Failure("bad response: an unknown transfer encoding");
+      chunked_ = true;
+    } else if (same(name, "connection") && same(value, "close")) {
+      throw Failure("bad response: the server ends a keep-alive connection");
+    }
+  }
+
+  void on_head_end() {
+    if (chunked_ == length_.known()) {
+      throw Failure("bad response: neither or both of Content-Length and chunked");
+    }
+    if (chunked_) {
+      state_ = State::kChunkSize;
+      return;
+    }
+    state_ = State::kBody;
+    left_ = length_.value();
+    if (left_ == 0) finish();
+  }
+
+  void on_chunk_size(std::string_view line) {
+    left_ = parse_size(line.substr(0, line.find(';')), 16);
+    state_ = left_ == 0 ? State::kTrailer : State::kChunkData;
+  }
+
+  Bytes consume_body(Bytes data) {
+    const std::size_t size = std::min({data.size(), left_, kReadSize});
+    const char* expected = pattern_.data() + body_received_ % kAlphabet;
+    if (std::memcmp(data.data(), expected, size) != 0) {
+      throw Failure("wrong bytes: the body differs");
+    }
+    body_received_ += size;
+    left_ -= size;
+    if (left_ == 0) {
+      if (state_ == State::kChunkData) {
+        state_ = State::kChunkEnd;
+      } else {
+        finish();
+      }
+    }
+    return data.subspan(size);
+  }
+
+  void finish() {
+    if (body_received_ != body_size_) {
+      throw Failure("wrong bytes: a body of " + std::to_string(body_received_) + ", not " +
+                    std::to_string(body_size_));
+    }
+    state_ = State::kDone;
+  }
+
+  static bool same(std::string_view text, std::string_view lower) {
+    return std::equal(text.begin(), text.end(), lower.begin(), lower.end(), [](char a, char b) {
+      return (a >= 'A' && a <= 'Z' ? static_cast<char>(a - 'A' + 'a') : a) == b;
+    });
+  }
+
+  static std::size_t parse_size(std::string_view text, int base) {
+    std::size_t value = 0;
+    if (text.empty() || text.size() > 15) throw Failure("bad response: a bad length");
+    for (const char c : text) {
+      const int digit = c >= '0' && c <= '9'   ? c - '0'
+                        : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                        : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                               : base;
+      if (digit >= base) throw Failure("bad response: a bad length");
+      value = value * static_cast<std::size_t>(base) + static_cast<std::size_t>(digit);
+    }
+    return value;
+  }
+
+  std::string request_;
+  std::size_t body_size_;
+  std::vector<char> pattern_;
+  State state_ = State::kStatus;
+  std::string line_;
+  Length length_;
+  bool chunked_ = false;
+  std::size_t left_ = 0;
+  std::size_t body_received_ = 0;
+};
+
+// ---- connections --------------------------------------------------------------------------------
+
+int open_connection(const Options& options) {
+  int fd = -1;
+  int result = -1;
+  if (options.unix_path.empty()) {
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_port = htons(options.port);
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0) fail_errno("socket");
+    result = ::connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof address);
+    const int on = 1;
+    (void)::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+  } else {
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    if (options.unix_path.size() >= sizeof address.sun_path) usage("--unix: path too long");
+    options.unix_path.copy(address.sun_path, options.unix_path.size());
+    fd = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0) fail_errno("socket");
+    result = ::connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof address);
+  }
+  if (result < 0) fail_errno("connect");
+  return fd;
+}
+
+struct Connection {
+  std::size_t number = 0;
+  int fd = -1;
+  std::unique_ptr<Exchange> exchange;
+  Bytes unsent;
+  bool wants_write = false;
+  bool in_flight = false;
+  std::int64_t started_ns = 0;   // When the request in flight was due.
+  std::int64_t next_due_ns = 0;  // Open loop only.
+  std::uint64_t completed = 0;
+};
+
+struct Window {
+  std::int64_t begin_ns = 0;
+  std::int64_t server_cpu_ns = 0;
+  std::int64_t own_cpu_ns = 0;
+  std::int64_t machine_busy_ns = 0;
+};
+
+class LoadGenerator {
+ public:
+  explicit LoadGenerator(const Options& options)
+      : options_(options),
+        server_cpu_(options.server_pid),
+        epoll_(::epoll_create1(EPOLL_CLOEXEC)),
+        read_buffer_(kReadSize),
+        connections_(options.connections),
+        random_(42) {
+    if (epoll_ < 0) fail_errno("epoll_create1");
+  }
+
+  void run() {
+    open_all();
+    const std::int64_t start = now_ns();
+    const auto warmup = static_cast<std::int64_t>(options_.warmup * 1e9);
+    const auto length = static_cast<std::int64_t>(options_.seconds * 1e9);
+    start_all(start);
+    drive_until(start + warmup);
+    open_window();
+    drive_until(window_.begin_ns + length);
+    print_result();
+  }
+
+ private:
+  [[nodiscard]] bool open_loop() const { return options_.rate > 0; }
+
+  void open_all() {
+    for (std::size_t i = 0; i < connections_.size(); ++i) {
+      Connection& connection = connections_[i];
+      connection.number = i;
+      if (options_.mode == Mode::kEcho) {
+        connection.exchange = std::make_unique<EchoExchange>(i, options_.size);
+      } else {
+        connection.exchange = std::make_unique<HttpExchange>(options_.path, options_.body_size);
+      }
+      connection.fd = open_connection(options_);
+      epoll_event event{.events = EPOLLIN, .data = {.ptr = &connection}};
+      if (::epoll_ctl(epoll_, EPOLL_CTL_ADD, connection.fd, &event) < 0) fail_errno("epoll_ctl");
+    }
+  }
+
+  void start_all(std::int64_t now) {
+    for (Connection& connection : connections_) {
+      if (open_loop()) {
+        connection.next_due_ns = now + random_.gap_ns(mean_gap_ns());
+        waiting_.emplace(connection.next_due_ns, connection.number);
+      } else {
+        start_request(connection, now);
+      }
+    }
+  }
+
+  void open_window() {
+    latencies_.clear();
+    for (Connection& connection : connections_)
+      connection.completed = 0;
+    window_.machine_busy_ns = machine_busy_ns();
+    window_.own_cpu_ns = own_cpu_ns();
+    window_.server_cpu_ns = server_cpu_.read_ns();
+    window_.begin_ns = now_ns();
+  }
+
+  void drive_until(std::int64_t end) {
+    std::array<epoll_event, 256> events;
+    for (std::int64_t now = now_ns(); now < end; now = now_ns()) {
+      // Arrivals are due at instants no epoll time-out can hit, so the open loop spins: the client
+      // has a core of its own.
+      const std::int64_t wait_ns = open_loop() ? 0 : std::min(end - now, kTick_ns);
+      const int wait_ms = static_cast<int>((wait_ns + 999'999) / 1'000'000);
+      const int count =
+          ::epoll_wait(epoll_, events.data(), static_cast<int>(events.size()), wait_ms);
+      if (count < 0 && errno != EINTR) fail_errno("epoll_wait");
+      for (int i = 0; i < count; ++i) {
+        const epoll_event& event = events[static_cast<std::size_t>(i)];
+        Connection& connection = *static_cast<Connection*>(event.data.ptr);
+        if ((event.events & EPOLLOUT) != 0) send_some(connection);
+        if ((event.events & ~static_cast<std::uint32_t>(EPOLLOUT)) != 0) receive(connection);
+      }
+      if (open_loop()) start_due(now_ns());
+      check_stalls(now);
+    }
+  }
+
+  // In an open loop a request that comes due while the one before it is unanswered waits its turn,
+  // and the wait counts.
+  void start_due(std::int64_t now) {
+    while (!waiting_.empty() && waiting_.top().first <= now) {
+      Connection& connection = connections_[waiting_.top().second];
+      waiting_.pop();
+      start_request(connection, connection.next_due_ns);
+    }
+  }
+
+  void start_request(Connection& connection, std::int64_t due_ns) {
+    connection.started_ns = due_ns;
+    connection.in_flight = true;
+    connection.unsent = connection.exchange->next_request();
+    send_some(connection);
+  }
+
+  void send_some(Connection& connection) {
+    while (!connection.unsent.empty()) {
+      const ssize_t sent = ::send(connection.fd, connection.unsent.data(), connection.unsent.size(),
+                                  MSG_NOSIGNAL | MSG_DONTWAIT);
+      if (sent < 0) {
+        if (errno == EINTR) continue;
+        if (errno != EAGAIN) fail_errno("send on connection " + std::to_string(connection.number));
+        break;
+      }
+      connection.unsent = connection.unsent.subspan(static_cast<std::size_t>(sent));
+    }
+    const bool wants_write = !connection.unsent.empty();
+    if (wants_write == connection.wants_write) return;
+    connection.wants_write = wants_write;
+    epoll_event event{.events = wants_write ? EPOLLIN | EPOLLOUT : EPOLLIN,
+                      .data = {.ptr = &connection}};
+    if (::epoll_ctl(epoll_, EPOLL_CTL_MOD, connection.fd, &event) < 0) fail_errno("epoll_ctl");
+  }
+
+  void receive(Connection& connection) {
+    const ssize_t got =
+        ::recv(connection.fd, read_buffer_.data(), read_buffer_.size(), MSG_DONTWAIT);
+    if (got < 0) {
+      if (errno == EAGAIN || errno == EINTR) return;
+      fail_errno("recv on connection " + std::to_string(connection.number));
+    }
+    if (got == 0) {
+      throw Failure("the server closed connection " + std::to_string(connection.number));
+    }
+    if (!connection.in_flight) throw Failure("wrong bytes: an answer nobody asked for");
+    const Bytes data(read_buffer_.data(), static_cast<std::size_t>(got));
+    if (connection.exchange->consume(data)) complete(connection);
+  }
+
+  void complete(Connection& connection) {
+    if (!connection.unsent.empty()) throw Failure("wrong bytes: an answer before the question");
+    const std::int64_t now = now_ns();
+    latencies_.add(now - connection.started_ns);
+    ++connection.completed;
+    connection.in_flight = false;
+    if (!open_loop()) return start_request(connection, now);
+    connection.next_due_ns += random_.gap_ns(mean_gap_ns());
+    waiting_.emplace(connection.next_due_ns, connection.number);
+  }
+
+  [[nodiscard]] double mean_gap_ns() const {
+    return 1e9 * static_cast<double>(options_.connections) / options_.rate;
+  }
+
+  void check_stalls(std::int64_t now) {
+    if (now < next_stall_check_ns_) return;
+    next_stall_check_ns_ = now + kTick_ns;
+    for (const Connection& connection : connections_) {
+      if (!connection.in_flight) continue;
+      if (now - connection.started_ns > kStall_ns) {
+        throw Failure("no answer for 10 s on connection " + std::to_string(connection.number));
+      }
+    }
+  }
+
+  void print_result() const {
+    const double seconds = static_cast<double>(now_ns() - window_.begin_ns) / 1e9;
+    const double server_cpu =
+        static_cast<double>(server_cpu_.read_ns() - window_.server_cpu_ns) / 1e9;
+    const double own_cpu = static_cast<double>(own_cpu_ns() - window_.own_cpu_ns) / 1e9;
+    const double busy = static_cast<double>(machine_busy_ns() - window_.machine_busy_ns) / 1e9;
+    std::uint64_t requests = 0;
+    for (const Connection& connection : connections_)
+      requests += connection.completed;
+    const auto [least, most] = std::minmax_element(
+        connections_.begin(), connections_.end(),
+        [](const Connection& a, const Connection& b) { return a.completed < b.completed; });
+    if (least->completed == 0 && !open_loop()) {
+      throw Failure("connection " + std::to_string(least->number) + " got no answer in the window");
+    }
+    std::printf(
+        "{\"requests\": %llu, \"seconds\": %.6f, \"rps\": %.1f, \"errors\": 0,\n"
+        " \"p50_us\": %.1f, \"p99_us\": %.1f, \"p999_us\": %.1f, \"max_us\": %.1f,\n"
+        " \"least_per_connection\": %llu, \"most_per_connection\": %llu,\n"
+        " \"server_cpu_seconds\": %.6f, \"client_cpu_seconds\": %.6f, \"other_cpu_seconds\": "
+        "%.2f}\n",
+        static_cast<unsigned long long>(requests), seconds, static_cast<double>(requests) / seconds,
+        latencies_.percentile_us(50), latencies_.percentile_us(99), latencies_.percentile_us(99.9),
+        latencies_.max_us(), static_cast<unsigned long long>(least->completed),
+        static_cast<unsigned long long>(most->completed), server_cpu, own_cpu,
+        std::max(0.0, busy - server_cpu - own_cpu));
+  }
+
+  const Options options_;
+  const ProcessCpu server_cpu_;
+  const int epoll_;
+  std::vector<char> read_buffer_;
+  std::vector<Connection> connections_;
+  Random random_;
+  Histogram latencies_;
+  Window window_;
+  std::int64_t next_stall_check_ns_ = 0;
+  using Due = std::pair<std::int64_t, std::size_t>;
+  std::priority_queue<Due, std::vector<Due>, std::greater<>> waiting_;
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const Options options = parse_options(argc, argv);
+  try {
+    LoadGenerator(options).run();
+  } catch (const Failure& failure) {
+    std::printf("{\"errors\": 1, \"error\": \"%s\"}\n", failure.what());
+    return 1;
+  }
+}

@@ -1,0 +1,134 @@
+"""Echo servers: what comes in goes out, by each of the ways asyncio offers.
+
+proto     a Protocol whose data_received writes
+buffered  a BufferedProtocol with one buffer per connection
+streams   start_server, StreamReader.read and StreamWriter.write with drain
+sock      loop.sock_recv and loop.sock_sendall, a task per connection
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import cast
+
+import hosting
+
+READ_SIZE = 256 * 1024
+
+
+class EchoProtocol(asyncio.Protocol):
+    """Writes each piece as it arrives."""
+
+    transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self.transport.write(data)
+
+
+class EchoBufferedProtocol(asyncio.BufferedProtocol):
+    """Receives into its own buffer.
+
+    What it writes is a copy: the buffer is filled again by the next read, and asyncio itself keeps
+    a reference to a memoryview it could not send at once.
+    """
+
+    transport: asyncio.Transport
+
+    def __init__(self) -> None:
+        self.buffer = bytearray(READ_SIZE)
+        self.view = memoryview(self.buffer)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.transport.write(bytes(self.view[:nbytes]))
+
+
+async def echo_stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """One connection of the streams server."""
+    try:
+        while data := await reader.read(READ_SIZE):
+            writer.write(data)
+            await writer.drain()
+    except ConnectionError:
+        pass  # The load generator leaves with answers in flight.
+    finally:
+        writer.close()
+
+
+async def echo_sock(connection: socket.socket) -> None:
+    """One connection of the sock server."""
+    loop = asyncio.get_running_loop()
+    with connection:
+        try:
+            while data := await loop.sock_recv(connection, READ_SIZE):
+                await loop.sock_sendall(connection, data)
+        except ConnectionError:
+            pass
+
+
+async def serve_protocols(place: hosting.Place, factory: type[asyncio.BaseProtocol]) -> None:
+    loop = asyncio.get_running_loop()
+    if place.unix is not None:
+        server = await loop.create_unix_server(factory, place.unix, backlog=hosting.BACKLOG)
+        hosting.ready(None)
+    else:
+        server = await loop.create_server(factory, "127.0.0.1", place.port, backlog=hosting.BACKLOG)
+        hosting.ready(server.sockets[0].getsockname()[1])
+    await asyncio.Event().wait()
+
+
+async def serve_streams(place: hosting.Place) -> None:
+    if place.unix is not None:
+        server = await asyncio.start_unix_server(echo_stream, place.unix, backlog=hosting.BACKLOG)
+        hosting.ready(None)
+    else:
+        server = await asyncio.start_server(
+            echo_stream, "127.0.0.1", place.port, backlog=hosting.BACKLOG
+        )
+        hosting.ready(server.sockets[0].getsockname()[1])
+    await asyncio.Event().wait()
+
+
+async def serve_sock(place: hosting.Place) -> None:
+    loop = asyncio.get_running_loop()
+    tasks: set[asyncio.Task[None]] = set()
+    with place.listen() as listener:
+        hosting.ready(hosting.port_of(listener))
+        while True:
+            connection, _ = await loop.sock_accept(listener)
+            if place.unix is None:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            task = loop.create_task(echo_sock(connection))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+
+def main() -> None:
+    parser = hosting.parser()
+    parser.add_argument("mode", choices=["proto", "buffered", "streams", "sock"])
+    options = parser.parse_args()
+
+    async def serve(place: hosting.Place) -> None:
+        if options.mode == "proto":
+            await serve_protocols(place, EchoProtocol)
+        elif options.mode == "buffered":
+            await serve_protocols(place, EchoBufferedProtocol)
+        elif options.mode == "streams":
+            await serve_streams(place)
+        else:
+            await serve_sock(place)
+
+    hosting.host(options, serve)
+
+
+if __name__ == "__main__":
+    main()

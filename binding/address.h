@@ -1,0 +1,36 @@
+#pragma once
+
+#include "binding/py/python.h"
+
+#include <netinet/in.h>
+
+#include "binding/py/ref.h"
+#include "core/os/socket_ops.h"
+
+namespace cpploop {
+
+// A socket address as Python's socket module shows it: (host, port), (host, port, flowinfo, scope_id),
+// a path, or an abstract name in bytes. New reference; null with the Python error set. Families the
+// socket module knows and we do not give None.
+[[nodiscard]] PyObject* address_object(const os::SocketAddress& address);
+
+// An address kept small until somebody asks for it: most connections' never are.
+class LazyAddress {
+ public:
+  LazyAddress() noexcept = default;
+  // False with the Python error set.
+  [[nodiscard]] bool assign(const os::SocketAddress& address);
+  // New reference: None when there is no address.
+  [[nodiscard]] PyObject* object();
+  void set_object(py::Ref object) noexcept { object_ = std::move(object); }
+
+ private:
+  union {
+    sockaddr_in v4;
+    sockaddr_in6 v6;
+  } raw_{};
+  socklen_t raw_length_ = 0;
+  py::Ref object_;
+};
+
+}  // namespace cpploop

@@ -1,0 +1,464 @@
+#include "binding/handle.h"
+
+#include <array>
+#include <cstddef>
+#include <cstring>
+
+#include "binding/loop.h"
+#include "binding/py/guard.h"
+
+namespace cpploop {
+namespace {
+
+using py::Ref;
+
+// ---- life ----------------------------------------------------------------------------------------
+
+[[nodiscard]] bool keeps_free_list() noexcept {
+#if defined(Py_GIL_DISABLED) || defined(CPPLOOP_SANITIZED)
+  return false;
+#else
+  return true;
+#endif
+}
+
+// A handle with its slots empty, tracked by nobody yet.
+[[nodiscard]] PyObject* allocate(PyTypeObject* type, PyObject** free_list, int& free_count) noexcept {
+  if (free_count > 0) {
+    PyObject* handle = free_list[--free_count];
+    return PyObject_Init(handle, type);
+  }
+  auto* handle = reinterpret_cast<PyObject*>(PyObject_GC_New(PyObject, type));
+  if (handle != nullptr) {
+    std::memset(reinterpret_cast<char*>(handle) + sizeof(PyObject), 0,
+                static_cast<std::size_t>(type->tp_basicsize) - sizeof(PyObject));
+  }
+  return handle;
+}
+
+[[nodiscard]] bool fill(ModuleState& state, PyObject* handle, const HandleSpec& spec) {
+  AsyncioHandle& base = asyncio_part(handle);
+  HandlePayload& payload = payload_of(handle);
+  base.callback = py::new_ref(spec.callback);
+  base.loop = py::new_ref(spec.loop);
+  base.repr = py::none();
+  base.source_traceback = py::none();
+  if (spec.arg_count <= static_cast<Py_ssize_t>(kInlineArgs)) {
+    payload.arg_count = static_cast<std::uint32_t>(spec.arg_count);
+    for (Py_ssize_t i = 0; i < spec.arg_count; ++i) {
+      payload.inline_args[i] = py::new_ref(spec.args[i]);
+    }
+  } else {
+    base.args = PyTuple_New(spec.arg_count);
+    if (base.args == nullptr) {
+      return false;
+    }
+    for (Py_ssize_t i = 0; i < spec.arg_count; ++i) {
+      PyTuple_SET_ITEM(base.args, i, py::new_ref(spec.args[i]));
+    }
+  }
+  base.context = spec.context != nullptr ? py::new_ref(spec.context) : PyContext_CopyCurrent();
+  if (base.context == nullptr) {
+    return false;
+  }
+  if (loop_of(spec.loop).debug()) [[unlikely]] {
+    PyFrameObject* frame = PyThreadState_GetFrame(PyThreadState_Get());
+    Ref frame_ref = frame == nullptr ? Ref::steal(py::none())
+                                     : Ref::steal(reinterpret_cast<PyObject*>(frame));
+    PyObject* stack = PyObject_CallOneArg(state.extract_stack, frame_ref.get());
+    if (stack == nullptr) {
+      return false;
+    }
+    Py_SETREF(base.source_traceback, stack);
+  }
+  return true;
+}
+
+void clear_slots(PyObject* handle) noexcept {
+  AsyncioHandle& base = asyncio_part(handle);
+  HandlePayload& payload = payload_of(handle);
+  Py_CLEAR(base.args);
+  Py_CLEAR(base.callback);
+  Py_CLEAR(base.cancelled);
+  Py_CLEAR(base.context);
+  Py_CLEAR(base.repr);
+  Py_CLEAR(base.source_traceback);
+  for (PyObject*& arg : payload.inline_args) {
+    Py_CLEAR(arg);
+  }
+  if (payload.timer) {
+    auto* timer = reinterpret_cast<TimerHandleObject*>(handle);
+    Py_CLEAR(timer->scheduled);
+    Py_CLEAR(timer->when);
+  }
+}
+
+int handle_traverse(PyObject* handle, visitproc visit, void* arg) noexcept {
+  AsyncioHandle& base = asyncio_part(handle);
+  HandlePayload& payload = payload_of(handle);
+  Py_VISIT(Py_TYPE(handle));
+  Py_VISIT(base.args);
+  Py_VISIT(base.callback);
+  Py_VISIT(base.cancelled);
+  Py_VISIT(base.context);
+  Py_VISIT(base.loop);
+  Py_VISIT(base.repr);
+  Py_VISIT(base.source_traceback);
+  for (PyObject* inline_arg : payload.inline_args) {
+    Py_VISIT(inline_arg);
+  }
+  if (payload.timer) {
+    auto* timer = reinterpret_cast<TimerHandleObject*>(handle);
+    Py_VISIT(timer->scheduled);
+    Py_VISIT(timer->when);
+  }
+  return 0;
+}
+
+// Breaks cycles but keeps the loop: code that runs while garbage is taken apart may still cancel the
+// handle, and the loop's own clear drops its queue.
+int handle_clear(PyObject* handle) noexcept {
+  clear_slots(handle);
+  return 0;
+}
+
+void handle_dealloc(PyObject* handle) noexcept {
+  PyTypeObject* type = Py_TYPE(handle);
+  PyObject_GC_UnTrack(handle);
+  PyObject_ClearWeakRefs(handle);
+  // The loop is what leads to the module's state, so it is let go last.
+  Ref loop = Ref::steal(std::exchange(asyncio_part(handle).loop, nullptr));
+  const bool timer = payload_of(handle).timer;
+  clear_slots(handle);
+  if (keeps_free_list() && loop) {
+    ModuleState& state = loop_of(loop.get()).state();
+    PyObject** list = timer ? state.free_timers : state.free_handles;
+    int& count = timer ? state.free_timer_count : state.free_handle_count;
+    if (state.alive && count < ModuleState::kFreeHandlesMax) {
+      payload_of(handle) = HandlePayload{};
+      list[count++] = handle;
+      Py_DECREF(type);
+      return;
+    }
+  }
+  PyObject_GC_Del(handle);
+  Py_DECREF(type);
+}
+
+// ---- attributes ----------------------------------------------------------------------------------
+
+// asyncio's `_args`: a tuple, or None once the handle was cancelled.
+[[nodiscard]] PyObject* args_tuple(PyObject* handle) {
+  AsyncioHandle& base = asyncio_part(handle);
+  HandlePayload& payload = payload_of(handle);
+  if (base.callback == nullptr || base.callback == Py_None) {
+    return py::none();
+  }
+  if (base.args != nullptr) {
+    return py::new_ref(base.args);
+  }
+  PyObject* tuple = PyTuple_New(static_cast<Py_ssize_t>(payload.arg_count));
+  if (tuple != nullptr) {
+    for (std::uint32_t i = 0; i < payload.arg_count; ++i) {
+      PyTuple_SET_ITEM(tuple, static_cast<Py_ssize_t>(i), py::new_ref(payload.inline_args[i]));
+    }
+  }
+  return tuple;
+}
+
+PyObject* get_args(PyObject* handle, void*) { return args_tuple(handle); }
+PyObject* get_cancelled(PyObject* handle, void*) {
+  return py::boolean(payload_of(handle).cancelled);
+}
+PyObject* get_scheduled(PyObject* handle, void*) {
+  return py::boolean(payload_of(handle).scheduled);
+}
+
+PyObject* method_cancel(PyObject* handle, PyObject*) {
+  return py::guard([&]() -> PyObject* { return cancel_handle(handle) ? py::none() : nullptr; });
+}
+
+PyObject* method_cancelled(PyObject* handle, PyObject*) {
+  return py::boolean(payload_of(handle).cancelled);
+}
+
+PyObject* method_get_context(PyObject* handle, PyObject*) {
+  PyObject* context = asyncio_part(handle).context;
+  return py::new_ref(context == nullptr ? Py_None : context);
+}
+
+PyObject* method_when(PyObject* handle, PyObject*) {
+  PyObject* when = reinterpret_cast<TimerHandleObject*>(handle)->when;
+  return py::new_ref(when == nullptr ? Py_None : when);
+}
+
+PyMethodDef handle_methods[] = {
+    {"cancel", method_cancel, METH_NOARGS,
+     "cancel($self, /)\n--\n\nCancel the callback (asyncio.Handle.cancel). A second call does nothing."},
+    {"cancelled", method_cancelled, METH_NOARGS,
+     "cancelled($self, /)\n--\n\nWhether the callback was cancelled (asyncio.Handle.cancelled)."},
+    {"get_context", method_get_context, METH_NOARGS,
+     "get_context($self, /)\n--\n\n"
+     "The contextvars.Context the callback runs in (asyncio.Handle.get_context)."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyMethodDef timer_methods[] = {
+    {"cancel", method_cancel, METH_NOARGS,
+     "cancel($self, /)\n--\n\nCancel the timer (asyncio.TimerHandle.cancel). A second call does nothing."},
+    {"cancelled", method_cancelled, METH_NOARGS,
+     "cancelled($self, /)\n--\n\nWhether the timer was cancelled (asyncio.TimerHandle.cancelled)."},
+    {"get_context", method_get_context, METH_NOARGS,
+     "get_context($self, /)\n--\n\n"
+     "The contextvars.Context the callback runs in (asyncio.Handle.get_context)."},
+    {"when", method_when, METH_NOARGS,
+     "when($self, /)\n--\n\n"
+     "The time the timer is due, in seconds of loop.time() (asyncio.TimerHandle.when)."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyGetSetDef handle_getset[] = {
+    {"_args", get_args, nullptr, nullptr, nullptr},
+    {"_cancelled", get_cancelled, nullptr, nullptr, nullptr},
+    {nullptr, nullptr, nullptr, nullptr, nullptr},
+};
+
+PyGetSetDef timer_getset[] = {
+    {"_args", get_args, nullptr, nullptr, nullptr},
+    {"_cancelled", get_cancelled, nullptr, nullptr, nullptr},
+    {"_scheduled", get_scheduled, nullptr, nullptr, nullptr},
+    {nullptr, nullptr, nullptr, nullptr, nullptr},
+};
+
+PyType_Slot handle_slots[] = {
+    {Py_tp_doc, const_cast<char*>("A callback that is to run (asyncio.Handle).")},
+    {Py_tp_dealloc, reinterpret_cast<void*>(handle_dealloc)},
+    {Py_tp_traverse, reinterpret_cast<void*>(handle_traverse)},
+    {Py_tp_clear, reinterpret_cast<void*>(handle_clear)},
+    {Py_tp_methods, handle_methods},
+    {Py_tp_getset, handle_getset},
+    {0, nullptr},
+};
+
+PyType_Slot timer_slots[] = {
+    {Py_tp_doc, const_cast<char*>("A callback that is to run at a set time (asyncio.TimerHandle).")},
+    {Py_tp_dealloc, reinterpret_cast<void*>(handle_dealloc)},
+    {Py_tp_traverse, reinterpret_cast<void*>(handle_traverse)},
+    {Py_tp_clear, reinterpret_cast<void*>(handle_clear)},
+    {Py_tp_methods, timer_methods},
+    {Py_tp_getset, timer_getset},
+    {0, nullptr},
+};
+
+PyType_Spec handle_spec = {
+    "cpploop._native.Handle",
+    sizeof(HandleObject),
+    0,
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    handle_slots,
+};
+
+PyType_Spec timer_spec = {
+    "cpploop._native.TimerHandle",
+    sizeof(TimerHandleObject),
+    0,
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    timer_slots,
+};
+
+// ---- asyncio's layout ----------------------------------------------------------------------------
+
+[[nodiscard]] bool slot_is_at(PyObject* type, const char* name, std::size_t offset) {
+  Ref descriptor = Ref::steal(PyObject_GetAttrString(type, name));
+  if (!descriptor) {
+    return false;
+  }
+  if (Py_IS_TYPE(descriptor.get(), &PyMemberDescr_Type) &&
+      reinterpret_cast<PyMemberDescrObject*>(descriptor.get())->d_member->offset ==
+          static_cast<Py_ssize_t>(offset)) {
+    return true;
+  }
+  PyErr_Format(PyExc_ImportError,
+               "cpploop was not built for this Python: %R has its slot %s elsewhere", type, name);
+  return false;
+}
+
+[[nodiscard]] bool layout_fits(PyObject* handle_type, PyObject* timer_type) {
+  struct Expected {
+    const char* name;
+    std::size_t offset;
+  };
+  constexpr Expected handle_slots_expected[] = {
+      {"_args", offsetof(AsyncioHandle, args)},
+      {"_callback", offsetof(AsyncioHandle, callback)},
+      {"_cancelled", offsetof(AsyncioHandle, cancelled)},
+      {"_context", offsetof(AsyncioHandle, context)},
+      {"_loop", offsetof(AsyncioHandle, loop)},
+      {"_repr", offsetof(AsyncioHandle, repr)},
+      {"_source_traceback", offsetof(AsyncioHandle, source_traceback)},
+  };
+  for (const Expected& expected : handle_slots_expected) {
+    if (!slot_is_at(handle_type, expected.name, expected.offset)) {
+      return false;
+    }
+  }
+  const auto size_of = [](PyObject* type) {
+    return reinterpret_cast<PyTypeObject*>(type)->tp_basicsize;
+  };
+  if (size_of(handle_type) != static_cast<Py_ssize_t>(sizeof(AsyncioHandle)) ||
+      size_of(timer_type) != static_cast<Py_ssize_t>(offsetof(TimerHandleObject, payload))) {
+    PyErr_SetString(PyExc_ImportError,
+                    "cpploop was not built for this Python: asyncio's handles have another size");
+    return false;
+  }
+  return slot_is_at(timer_type, "_scheduled", offsetof(TimerHandleObject, scheduled)) &&
+         slot_is_at(timer_type, "_when", offsetof(TimerHandleObject, when));
+}
+
+[[nodiscard]] PyTypeObject* make_type(PyObject* module, PyType_Spec& spec, PyObject* base) {
+  Ref bases = Ref::steal(PyTuple_Pack(1, base));
+  if (!bases) {
+    return nullptr;
+  }
+  return reinterpret_cast<PyTypeObject*>(PyType_FromModuleAndSpec(module, &spec, bases.get()));
+}
+
+}  // namespace
+
+PyObject* new_handle(ModuleState& state, const HandleSpec& spec) {
+  PyObject* handle = allocate(state.handle_type, state.free_handles, state.free_handle_count);
+  if (handle == nullptr) {
+    return nullptr;
+  }
+  if (!fill(state, handle, spec)) {
+    Py_DECREF(handle);
+    return nullptr;
+  }
+  PyObject_GC_Track(handle);
+  return handle;
+}
+
+PyObject* new_timer_handle(ModuleState& state, const HandleSpec& spec, PyObject* when) {
+  PyObject* handle = allocate(state.timer_handle_type, state.free_timers, state.free_timer_count);
+  if (handle == nullptr) {
+    return nullptr;
+  }
+  payload_of(handle).timer = true;
+  reinterpret_cast<TimerHandleObject*>(handle)->when = py::new_ref(when);
+  if (!fill(state, handle, spec)) {
+    Py_DECREF(handle);
+    return nullptr;
+  }
+  PyObject_GC_Track(handle);
+  return handle;
+}
+
+bool run_handle(PyObject* handle) {
+  AsyncioHandle& base = asyncio_part(handle);
+  HandlePayload& payload = payload_of(handle);
+  // The callback may cancel its own handle, and another thread may do so at any time: what is called
+  // is held from here.
+  Ref callback;
+  Ref context;
+  Ref args_tuple;
+  std::array<PyObject*, kInlineArgs + 1> arguments{};
+  std::uint32_t count = 0;
+  Py_BEGIN_CRITICAL_SECTION(handle);
+  if (!payload.cancelled) {
+    callback = Ref::borrow(base.callback);
+    context = Ref::borrow(base.context);
+    args_tuple = Ref::borrow(base.args);
+    count = payload.arg_count;
+    for (std::uint32_t i = 0; i < count; ++i) {
+      arguments[i + 1] = py::new_ref(payload.inline_args[i]);
+    }
+  }
+  Py_END_CRITICAL_SECTION();
+  if (!callback) {
+    return true;
+  }
+  bool ok = PyContext_Enter(context.get()) == 0;
+  if (ok) {
+    Ref result = Ref::steal(
+        args_tuple ? PyObject_Call(callback.get(), args_tuple.get(), nullptr)
+                   : PyObject_Vectorcall(callback.get(), arguments.data() + 1,
+                                         count | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr));
+    ok = static_cast<bool>(result);
+    if (PyContext_Exit(context.get()) != 0) {
+      ok = false;
+    }
+  }
+  for (std::uint32_t i = 0; i < count; ++i) {
+    Py_DECREF(arguments[i + 1]);
+  }
+  return ok;
+}
+
+bool cancel_handle(PyObject* handle) {
+  AsyncioHandle& base = asyncio_part(handle);
+  HandlePayload& payload = payload_of(handle);
+  Loop& loop = loop_of(base.loop);
+  bool first = false;
+  Py_BEGIN_CRITICAL_SECTION(handle);
+  first = !payload.cancelled;
+  payload.cancelled = true;
+  Py_END_CRITICAL_SECTION();
+  if (!first) {
+    return true;
+  }
+  if (loop.debug()) {
+    // Made while the callback is still there to be named.
+    PyObject* text = PyObject_Repr(handle);
+    if (text == nullptr) {
+      return false;
+    }
+    Py_XSETREF(base.repr, text);
+  }
+  // Taken out under the lock, dropped outside it: their ends may run any code.
+  Ref callback;
+  Ref tuple;
+  std::array<Ref, kInlineArgs> inline_args;
+  bool leaves_heap = false;
+  Py_BEGIN_CRITICAL_SECTION(handle);
+  callback = Ref::steal(std::exchange(base.callback, py::none()));
+  tuple = Ref::steal(std::exchange(base.args, nullptr));
+  for (std::uint32_t i = 0; i < kInlineArgs; ++i) {
+    inline_args[i] = Ref::steal(std::exchange(payload.inline_args[i], nullptr));
+  }
+  payload.arg_count = 0;
+  leaves_heap = payload.timer && payload.scheduled;
+  Py_END_CRITICAL_SECTION();
+  if (leaves_heap) {
+    loop.timer_cancelled(handle);
+  }
+  return true;
+}
+
+void free_handle_lists(ModuleState& state) noexcept {
+  // Their references to the type were given up when they were put here.
+  while (state.free_handle_count > 0) {
+    PyObject_GC_Del(state.free_handles[--state.free_handle_count]);
+  }
+  while (state.free_timer_count > 0) {
+    PyObject_GC_Del(state.free_timers[--state.free_timer_count]);
+  }
+}
+
+bool add_handle_types(PyObject* module, ModuleState& state) {
+  Ref events = Ref::steal(PyImport_ImportModule("asyncio.events"));
+  if (!events) {
+    return false;
+  }
+  Ref handle_base = Ref::steal(PyObject_GetAttrString(events.get(), "Handle"));
+  Ref timer_base = Ref::steal(PyObject_GetAttrString(events.get(), "TimerHandle"));
+  if (!handle_base || !timer_base || !layout_fits(handle_base.get(), timer_base.get())) {
+    return false;
+  }
+  state.handle_type = make_type(module, handle_spec, handle_base.get());
+  state.timer_handle_type = make_type(module, timer_spec, timer_base.get());
+  return state.handle_type != nullptr && state.timer_handle_type != nullptr &&
+         PyModule_AddType(module, state.handle_type) == 0 &&
+         PyModule_AddType(module, state.timer_handle_type) == 0;
+}
+
+}  // namespace cpploop

@@ -1,0 +1,91 @@
+#pragma once
+
+#include "binding/py/python.h"
+
+#include <cstdint>
+
+#include "binding/module_state.h"
+
+namespace cpploop {
+
+// The layout of asyncio.Handle, whose slots (in alphabetical order, as Python lays them out) our
+// handles use as they are. add_handle_types() checks every offset before the first handle is made.
+struct AsyncioHandle {
+  PyObject_HEAD
+  PyObject* args;
+  PyObject* callback;
+  PyObject* cancelled;
+  PyObject* context;
+  PyObject* loop;
+  PyObject* repr;
+  PyObject* source_traceback;
+#if PY_VERSION_HEX < 0x030C0000
+  PyObject* weakrefs;
+#endif
+};
+
+// Up to three arguments live in the handle; more make a tuple in asyncio's own slot.
+inline constexpr std::uint32_t kInlineArgs = 3;
+
+struct HandlePayload {
+  std::uint32_t arg_count;  // Of the inline arguments.
+  bool cancelled;
+  bool timer;
+  bool scheduled;   // A timer that is in the heap.
+  bool counted;     // A cancelled timer that the heap knows to be dead.
+  PyObject* inline_args[kInlineArgs];
+};
+
+// A callback in the ready queue: a true asyncio.Handle.
+struct HandleObject {
+  AsyncioHandle base;
+  HandlePayload payload;
+};
+
+// A timer: a true asyncio.TimerHandle.
+struct TimerHandleObject {
+  AsyncioHandle base;
+  PyObject* scheduled;
+  PyObject* when;
+  HandlePayload payload;
+};
+
+[[nodiscard]] inline HandlePayload& payload_of(PyObject* handle) noexcept {
+  // Both types are final, so the payload is always the last thing in the object.
+  return *reinterpret_cast<HandlePayload*>(reinterpret_cast<char*>(handle) +
+                                           Py_TYPE(handle)->tp_basicsize - sizeof(HandlePayload));
+}
+
+[[nodiscard]] inline AsyncioHandle& asyncio_part(PyObject* handle) noexcept {
+  return *reinterpret_cast<AsyncioHandle*>(handle);
+}
+
+// What a handle is made from. `context` may be null: then the current one is copied.
+struct HandleSpec {
+  PyObject* loop;
+  PyObject* callback;
+  PyObject* const* args;
+  Py_ssize_t arg_count;
+  PyObject* context;
+};
+
+// New references, or null with the Python error set.
+[[nodiscard]] PyObject* new_handle(ModuleState& state, const HandleSpec& spec);
+[[nodiscard]] PyObject* new_timer_handle(ModuleState& state, const HandleSpec& spec,
+                                         PyObject* when);
+
+// Calls the callback in its context. False with the Python error set if it raised. A cancelled handle
+// does nothing.
+[[nodiscard]] bool run_handle(PyObject* handle);
+
+[[nodiscard]] inline bool handle_cancelled(PyObject* handle) noexcept {
+  return payload_of(handle).cancelled;
+}
+
+// Marks the handle cancelled and drops its callback and arguments, as Handle.cancel() does. False
+// with the Python error set if its repr, kept in debug mode, failed.
+[[nodiscard]] bool cancel_handle(PyObject* handle);
+
+void free_handle_lists(ModuleState& state) noexcept;
+
+}  // namespace cpploop

@@ -1,0 +1,482 @@
+#include "binding/loop.h"
+
+#include <pthread.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cmath>
+#include <new>
+
+#include "binding/handle.h"
+#include "binding/py/guard.h"
+
+namespace cpploop {
+namespace {
+
+using py::PendingError;
+using py::Ref;
+
+std::atomic<std::uint32_t> g_fork_generation{1};
+
+// fork() makes a child whose loops are the parent's in all but name. Counting in the child costs the
+// loops one load per check, where asking for the process id would cost a system call.
+void count_fork() noexcept { g_fork_generation.fetch_add(1, std::memory_order_relaxed); }
+
+[[maybe_unused]] const int g_fork_hook = pthread_atfork(nullptr, nullptr, count_fork);
+
+[[nodiscard]] bool runtime_is_finalizing() noexcept {
+#if PY_VERSION_HEX >= 0x030D0000
+  return Py_IsFinalizing() != 0;
+#else
+  return _Py_IsFinalizing() != 0;
+#endif
+}
+
+[[nodiscard]] PyObject* as_object(Token token) noexcept { return static_cast<PyObject*>(token); }
+
+}  // namespace
+
+std::int64_t deadline_ns_from_seconds(double seconds) noexcept {
+  constexpr double kLimit = 9.2e18;  // Just inside of what an int64 holds.
+  const double ns = std::ceil(seconds * 1e9);
+  if (ns >= kLimit) {
+    return kNever - 1;
+  }
+  if (ns <= -kLimit) {
+    return INT64_MIN;
+  }
+  const auto deadline = static_cast<std::int64_t>(ns);
+  // The product was rounded; a nanosecond more makes sure that the clock shows at least `seconds`.
+  return static_cast<double>(deadline) / 1e9 < seconds ? deadline + 1 : deadline;
+}
+
+std::uint32_t Loop::current_fork_generation() noexcept {
+  return g_fork_generation.load(std::memory_order_relaxed);
+}
+
+Loop::Loop(PyObject* self, ModuleState& state)
+    : self_(self),
+      state_(state),
+      engine_(static_cast<Host&>(*this)),
+      fork_generation_(current_fork_generation()) {}
+
+Loop::~Loop() {
+  close();
+  Py_CLEAR(task_factory);
+}
+
+// ---- running -------------------------------------------------------------------------------------
+
+bool Loop::run() {
+  const int error = engine_.run();
+  if (leaving_) {
+    PendingError leaving = std::move(leaving_);
+    leaving.restore();
+    return false;
+  }
+  if (error != 0) {
+    errno = error;
+    PyErr_SetFromErrno(PyExc_OSError);
+    return false;
+  }
+  return true;
+}
+
+void Loop::about_to_block() noexcept { saved_thread_ = PyEval_SaveThread(); }
+
+void Loop::woke_up() {
+  // While the runtime finalises, a daemon thread must not come back. Python 3.14 parks it here itself;
+  // before, it would end the thread in the middle of our frames.
+  if (runtime_is_finalizing()) {
+    for (;;) {
+      ::pause();
+    }
+  }
+  PyEval_RestoreThread(std::exchange(saved_thread_, nullptr));
+}
+
+void Loop::wait_interrupted() {
+  if (PyErr_CheckSignals() != 0) {
+    leave_with_error();
+  }
+}
+
+void Loop::leave_with_error() { leave_with(PendingError::take()); }
+
+void Loop::leave_with(PendingError error) {
+  // The first one leaves; a later one that comes while the turn ends is only its consequence.
+  if (!leaving_) {
+    leaving_ = std::move(error);
+  }
+  engine_.interrupt();
+}
+
+void Loop::run(Token token) {
+  Ref handle = Ref::steal(as_object(token));
+  if (debug_) [[unlikely]] {
+    run_timed(handle.get());
+  } else if (!run_handle(handle.get())) [[unlikely]] {
+    callback_failed(handle.get());
+  }
+}
+
+void Loop::notify(Token token) {
+  Ref handle = Ref::borrow(as_object(token));
+  if (debug_) [[unlikely]] {
+    run_timed(handle.get());
+  } else if (!run_handle(handle.get())) [[unlikely]] {
+    callback_failed(handle.get());
+  }
+}
+
+void Loop::drop(Token token) noexcept { Py_DECREF(as_object(token)); }
+
+// Debug mode: the handle is named in error reports, and a slow callback is logged.
+void Loop::run_timed(PyObject* handle) {
+  if (handle_cancelled(handle)) {
+    return;
+  }
+  io_object_.reset();
+  if (PyObject_SetAttrString(self_, "_current_handle", handle) != 0) {
+    PyErr_Clear();
+  }
+  const std::int64_t started_ns = engine_.now_ns();
+  if (!run_handle(handle)) {
+    callback_failed(handle);
+  }
+  const double seconds = static_cast<double>(engine_.now_ns() - started_ns) / 1e9;
+  Ref result = Ref::steal(PyObject_CallMethod(state_.support, "log_if_slow", "OOd", self_, handle, seconds));
+  if (!result) {
+    leave_with_error();
+  }
+  if (PyObject_SetAttrString(self_, "_current_handle", Py_None) != 0) {
+    PyErr_Clear();
+  }
+}
+
+void Loop::io_begins() noexcept {
+  io_object_.reset();
+  io_started_ns_ = monotonic_now_ns();
+}
+
+void Loop::io_ended() noexcept {
+  Ref object = std::move(io_object_);
+  if (!object) {
+    return;
+  }
+  const double seconds = static_cast<double>(monotonic_now_ns() - io_started_ns_) / 1e9;
+  Ref result = Ref::steal(
+      PyObject_CallMethod(state_.support, "log_if_slow", "OOd", self_, object.get(), seconds));
+  if (!result) {
+    leave_with_error();
+  }
+}
+
+void Loop::callback_failed(PyObject* handle) {
+  PendingError error = PendingError::take();
+  if (error.must_leave_loop()) {
+    leave_with(std::move(error));
+    return;
+  }
+  Ref result = Ref::steal(PyObject_CallMethodObjArgs(state_.support, state_.str__callback_failed,
+                                                     self_, handle, error.value(), nullptr));
+  if (!result) {
+    leave_with_error();
+  }
+}
+
+void Loop::report(const char* message, PendingError error, PyObject* transport,
+                  PyObject* protocol) {
+  if (error.must_leave_loop()) {
+    leave_with(std::move(error));
+    return;
+  }
+  Ref context = Ref::steal(PyDict_New());
+  Ref text = Ref::steal(PyUnicode_FromString(message));
+  const bool built =
+      context && text && PyDict_SetItem(context.get(), state_.str_message, text.get()) == 0 &&
+      PyDict_SetItem(context.get(), state_.str_exception, error.value()) == 0 &&
+      (transport == nullptr ||
+       PyDict_SetItem(context.get(), state_.str_transport, transport) == 0) &&
+      (protocol == nullptr || PyDict_SetItem(context.get(), state_.str_protocol, protocol) == 0);
+  Ref result = built ? Ref::steal(PyObject_CallMethodOneArg(
+                           self_, state_.str_call_exception_handler, context.get()))
+                     : Ref();
+  if (!result) {
+    leave_with_error();
+  }
+}
+
+// ---- scheduling ----------------------------------------------------------------------------------
+
+bool Loop::queue_handle(PyObject* handle) {
+  engine_.push_ready(ReadyEntry::of_token(handle));
+  return true;
+}
+
+PyObject* Loop::call_soon(PyObject* callback, PyObject* const* args, Py_ssize_t arg_count,
+                          PyObject* context) {
+  Ref handle = Ref::steal(new_handle(state_, {self_, callback, args, arg_count, context}));
+  if (!handle) {
+    return nullptr;
+  }
+  engine_.push_ready(ReadyEntry::of_token(handle.get()));
+  // One reference for the queue, one for the caller.
+  return py::new_ref(handle.release());
+}
+
+PyObject* Loop::call_soon_threadsafe(PyObject* callback, PyObject* const* args,
+                                     Py_ssize_t arg_count, PyObject* context) {
+  if (!check_open() || (debug_ && !check_callback(callback, "call_soon_threadsafe"))) {
+    return nullptr;
+  }
+  Ref handle = Ref::steal(new_handle(state_, {self_, callback, args, arg_count, context}));
+  if (!handle) {
+    return nullptr;
+  }
+  if (thread_id_ == PyThread_get_thread_ident()) {
+    // The loop's own thread is awake by definition.
+    engine_.push_ready(ReadyEntry::of_token(handle.get()));
+  } else {
+    if (!engine_.inbox().post(ReadyEntry::of_token(handle.get()))) {
+      (void)refuse_closed_or_forked();
+      return nullptr;
+    }
+  }
+  return py::new_ref(handle.release());
+}
+
+PyObject* Loop::call_at(PyObject* when, PyObject* callback, PyObject* const* args,
+                        Py_ssize_t arg_count, PyObject* context) {
+  const double seconds = PyFloat_AsDouble(when);
+  if (seconds == -1.0 && PyErr_Occurred() != nullptr) {
+    return nullptr;
+  }
+  if (std::isnan(seconds)) {
+    PyErr_SetString(PyExc_ValueError, "Invalid value NaN (not a number)");
+    return nullptr;
+  }
+  Ref handle =
+      Ref::steal(new_timer_handle(state_, {self_, callback, args, arg_count, context}, when));
+  if (!handle) {
+    return nullptr;
+  }
+  engine_.timers().push(deadline_ns_from_seconds(seconds), handle.get());
+  payload_of(handle.get()).scheduled = true;
+  return py::new_ref(handle.release());
+}
+
+bool Loop::schedule(PyObject* callback, PyObject* const* args, Py_ssize_t arg_count,
+                    PyObject* context) {
+  if (!overrides_.call_soon) {
+    Ref handle = Ref::steal(call_soon(callback, args, arg_count, context));
+    return static_cast<bool>(handle);
+  }
+  Ref method = Ref::steal(PyObject_GetAttr(self_, state_.str_call_soon));
+  Ref tuple = Ref::steal(PyTuple_New(arg_count + 1));
+  if (!method || !tuple) {
+    return false;
+  }
+  PyTuple_SET_ITEM(tuple.get(), 0, py::new_ref(callback));
+  for (Py_ssize_t i = 0; i < arg_count; ++i) {
+    PyTuple_SET_ITEM(tuple.get(), i + 1, py::new_ref(args[i]));
+  }
+  Ref keywords;
+  if (context != nullptr) {
+    keywords = Ref::steal(PyDict_New());
+    if (!keywords || PyDict_SetItem(keywords.get(), state_.str_context, context) != 0) {
+      return false;
+    }
+  }
+  Ref result = Ref::steal(PyObject_Call(method.get(), tuple.get(), keywords.get()));
+  return static_cast<bool>(result);
+}
+
+void Loop::timer_cancelled(PyObject* handle) {
+  if (py::kFreeThreaded && thread_id_ != 0 && thread_id_ != PyThread_get_thread_ident()) {
+    return;  // The heap is the loop thread's; it finds the handle cancelled when it is due.
+  }
+  HandlePayload& payload = payload_of(handle);
+  if (engine_.timers().remove_if_last(handle)) {
+    payload.scheduled = false;
+    Py_DECREF(handle);  // The heap's reference; the caller has its own.
+    return;
+  }
+  payload.counted = true;
+  engine_.timers().note_cancelled();
+}
+
+bool Loop::timer_left_heap(Token token) noexcept {
+  HandlePayload& payload = payload_of(as_object(token));
+  payload.scheduled = false;
+  return payload.counted;
+}
+
+bool Loop::is_cancelled(Token token) const noexcept {
+  return payload_of(as_object(token)).counted;
+}
+
+std::int64_t Loop::now_ns() {
+  Ref now = Ref::steal(PyObject_CallMethodNoArgs(self_, state_.str_time));
+  const double seconds = now ? PyFloat_AsDouble(now.get()) : -1.0;
+  if (PyErr_Occurred() != nullptr) {
+    leave_with_error();
+    return 0;
+  }
+  return static_cast<std::int64_t>(seconds * 1e9);
+}
+
+bool Loop::check_callback(PyObject* callback, const char* method) {
+  Ref name = Ref::steal(PyUnicode_FromString(method));
+  Ref result = name ? Ref::steal(PyObject_CallMethodObjArgs(self_, state_.str__check_callback,
+                                                            callback, name.get(), nullptr))
+                    : Ref();
+  return static_cast<bool>(result);
+}
+
+// ---- watchers ------------------------------------------------------------------------------------
+
+PyObject* Loop::add_watcher(int fd, Wanted what, PyObject* callback, PyObject* const* args,
+                            Py_ssize_t arg_count, PyObject* context) {
+  Ref handle = Ref::steal(new_handle(state_, {self_, callback, args, arg_count, context}));
+  if (!handle) {
+    return nullptr;
+  }
+  const ReadinessWatchers::Added added = engine_.watchers().add(fd, what, handle.get());
+  if (added.error != 0) {
+    errno = added.error;
+    PyErr_SetFromErrno(PyExc_OSError);
+    return nullptr;
+  }
+  Ref result = handle.dup();
+  (void)handle.release();  // The watchers' now.
+  if (added.replaced != nullptr) {
+    Ref replaced = Ref::steal(as_object(added.replaced));
+    if (!cancel_handle(replaced.get())) {
+      return nullptr;
+    }
+  }
+  return result.release();
+}
+
+int Loop::remove_watcher(int fd, Wanted what) {
+  Ref handle = Ref::steal(as_object(engine_.watchers().remove(fd, what)));
+  if (!handle) {
+    return 0;
+  }
+  return cancel_handle(handle.get()) ? 1 : -1;
+}
+
+// ---- transports ----------------------------------------------------------------------------------
+
+PyObject* Loop::transport_at(int fd) const noexcept {
+  return fd >= 0 && static_cast<std::size_t>(fd) < transports_.size()
+             ? transports_[static_cast<std::size_t>(fd)]
+             : nullptr;
+}
+
+void Loop::hold_transport(int fd, PyObject* transport) {
+  const auto index = static_cast<std::size_t>(fd);
+  if (index >= transports_.size()) {
+    transports_.resize(index + 1);
+  }
+  Ref old = Ref::steal(std::exchange(transports_[index], py::new_ref(transport)));
+}
+
+void Loop::drop_transport(int fd, PyObject* transport) noexcept {
+  if (transport_at(fd) == transport) {
+    Ref held = Ref::steal(std::exchange(transports_[static_cast<std::size_t>(fd)], nullptr));
+  }
+}
+
+char* Loop::scratch() {
+  if (scratch_ == nullptr) {
+    scratch_ = std::make_unique_for_overwrite<char[]>(kScratchSize);
+  }
+  return scratch_.get();
+}
+
+// ---- closing, checks -----------------------------------------------------------------------------
+
+void Loop::close() {
+  if (std::exchange(closed_, true)) {
+    return;
+  }
+  if (forked()) {
+    engine_.abandon_after_fork();
+  }
+  engine_.close();
+  std::vector<PyObject*> transports = std::move(transports_);
+  transports_.clear();
+  for (PyObject* transport : transports) {
+    Py_XDECREF(transport);
+  }
+}
+
+bool Loop::refuse_closed_or_forked() noexcept {
+  PyErr_SetString(PyExc_RuntimeError,
+                  closed_ || !forked()
+                      ? "Event loop is closed"
+                      : "Event loop was inherited through fork(): make a new one in this process");
+  return false;
+}
+
+bool Loop::refuse_wrong_thread() noexcept {
+  if (thread_id_ == 0 || thread_id_ == PyThread_get_thread_ident()) {
+    return true;
+  }
+  PyErr_SetString(PyExc_RuntimeError,
+                  "Non-thread-safe operation invoked on an event loop other than the current one");
+  return false;
+}
+
+PyObject* Loop::thread_id_object() {
+  return thread_id_ == 0 ? py::none() : PyLong_FromUnsignedLong(thread_id_);
+}
+
+bool Loop::set_thread_id(PyObject* value) {
+  if (value == nullptr || value == Py_None) {
+    thread_id_ = 0;
+    return true;
+  }
+  const unsigned long id = PyLong_AsUnsignedLong(value);
+  if (id == static_cast<unsigned long>(-1) && PyErr_Occurred() != nullptr) {
+    return false;
+  }
+  thread_id_ = id;
+  return true;
+}
+
+int Loop::traverse(visitproc visit, void* arg) {
+  int result = 0;
+  const auto visit_one = [&](PyObject* object) {
+    if (object != nullptr && result == 0) {
+      result = visit(object, arg);
+    }
+  };
+  const auto visit_entry = [&](const ReadyEntry& entry) {
+    if (entry.kind == ReadyEntry::Kind::token) {
+      visit_one(as_object(entry.token));
+    }
+  };
+  engine_.ready().for_each(visit_entry);
+  engine_.inbox().for_each(visit_entry);
+  engine_.timers().for_each([&](Token token, std::int64_t) { visit_one(as_object(token)); });
+  engine_.watchers().for_each([&](Token token) { visit_one(as_object(token)); });
+  for (PyObject* transport : transports_) {
+    visit_one(transport);
+  }
+  visit_one(task_factory);
+  visit_one(leaving_.value());
+  visit_one(io_object_.get());
+  return result;
+}
+
+void Loop::clear() {
+  close();
+  Py_CLEAR(task_factory);
+  leaving_ = PendingError();
+  io_object_.reset();
+}
+
+}  // namespace cpploop

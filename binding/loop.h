@@ -1,0 +1,184 @@
+#pragma once
+
+#include "binding/py/python.h"
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "binding/module_state.h"
+#include "binding/py/ref.h"
+#include "core/engine.h"
+
+namespace cpploop {
+
+class StreamTransport;
+
+// The methods a subclass or an instance may replace, and which asyncio itself would call through the
+// loop. Looked up when a loop is made or such an attribute is set, not per call.
+struct LoopOverrides {
+  bool time = false;
+  bool call_soon = false;
+  bool call_at = false;
+  [[nodiscard]] bool any() const noexcept { return time || call_soon || call_at; }
+};
+
+// The native half of a Python loop: the engine's host. One thread owns it while it runs; from others
+// only post_threadsafe() and the inbox's wake() are allowed.
+class Loop final : private Host, private Clock {
+ public:
+  // Throws std::system_error or std::bad_alloc.
+  Loop(PyObject* self, ModuleState& state);
+  ~Loop();
+  Loop(const Loop&) = delete;
+  Loop& operator=(const Loop&) = delete;
+
+  [[nodiscard]] ModuleState& state() noexcept { return state_; }
+  [[nodiscard]] Engine& engine() noexcept { return engine_; }
+  [[nodiscard]] PyObject* self() noexcept { return self_; }
+  [[nodiscard]] bool debug() const noexcept { return debug_; }
+  void set_debug(bool debug) noexcept {
+    debug_ = debug;
+    engine_.time_callbacks(debug);
+  }
+  [[nodiscard]] bool closed() const noexcept { return closed_; }
+  [[nodiscard]] bool running() const noexcept { return thread_id_ != 0; }
+
+  // Runs turns until stopped. False with the Python error set.
+  [[nodiscard]] bool run();
+  // Drops what is queued, lets go of the transports and closes the engine's descriptors.
+  void close();
+
+  // The checks that open every entry point. False with RuntimeError set.
+  [[nodiscard]] bool check_open() noexcept {
+    if (closed_ || fork_generation_ != current_fork_generation()) [[unlikely]] {
+      return refuse_closed_or_forked();
+    }
+    return true;
+  }
+  [[nodiscard]] bool check_thread() noexcept {
+    if (py::kFreeThreaded || debug_) [[unlikely]] {
+      return refuse_wrong_thread();
+    }
+    return true;
+  }
+  [[nodiscard]] bool forked() const noexcept {
+    return fork_generation_ != current_fork_generation();
+  }
+  [[nodiscard]] static std::uint32_t current_fork_generation() noexcept;
+
+  // Queues a callback as loop.call_soon(callback, *args, context=context) would, through an override
+  // if there is one. False with the Python error set.
+  [[nodiscard]] bool schedule(PyObject* callback, PyObject* const* args, Py_ssize_t arg_count,
+                              PyObject* context);
+
+  // A new reference to a handle, or null with the Python error set.
+  [[nodiscard]] PyObject* call_soon(PyObject* callback, PyObject* const* args,
+                                    Py_ssize_t arg_count, PyObject* context);
+  [[nodiscard]] PyObject* call_soon_threadsafe(PyObject* callback, PyObject* const* args,
+                                               Py_ssize_t arg_count, PyObject* context);
+  [[nodiscard]] PyObject* call_at(PyObject* when, PyObject* callback, PyObject* const* args,
+                                  Py_ssize_t arg_count, PyObject* context);
+  [[nodiscard]] bool queue_handle(PyObject* handle);
+  void timer_cancelled(PyObject* handle);
+
+  // Hands an exception to loop.call_exception_handler(), or keeps it to leave run() with: that is for
+  // KeyboardInterrupt and SystemExit, and for what the handler itself lets escape.
+  void report(const char* message, py::PendingError error, PyObject* transport,
+              PyObject* protocol);
+  // Keeps the error in flight (if any) as the one that leaves run().
+  void leave_with_error();
+  void leave_with(py::PendingError error);
+  [[nodiscard]] bool leaving() const noexcept { return static_cast<bool>(leaving_); }
+
+  // The watchers behind add_reader() and add_writer(). New reference or null.
+  [[nodiscard]] PyObject* add_watcher(int fd, Wanted what, PyObject* callback,
+                                      PyObject* const* args, Py_ssize_t arg_count,
+                                      PyObject* context);
+  // 1 removed, 0 nothing there, -1 error.
+  [[nodiscard]] int remove_watcher(int fd, Wanted what);
+
+  // Open transports by descriptor; each is held by the loop until its connection_lost.
+  [[nodiscard]] PyObject* transport_at(int fd) const noexcept;
+  void hold_transport(int fd, PyObject* transport);  // Throws std::bad_alloc.
+  void drop_transport(int fd, PyObject* transport) noexcept;
+
+  // Memory for reads that are copied out at once.
+  static constexpr std::size_t kScratchSize = 64 * 1024;
+  [[nodiscard]] char* scratch();
+
+  // Debug mode: what the I/O event under way belongs to, for the slow-callback log.
+  void note_io(PyObject* object) {
+    if (debug_) {
+      io_object_ = py::Ref::borrow(object);
+    }
+  }
+
+  void note_attribute_set(PyObject* name);
+  void find_overrides();
+  [[nodiscard]] const LoopOverrides& overrides() const noexcept { return overrides_; }
+
+  [[nodiscard]] int traverse(visitproc visit, void* arg);
+  void clear();
+
+  // Attributes that asyncio's Python code reads and writes on the loop.
+  PyObject* thread_id_object();
+  [[nodiscard]] bool set_thread_id(PyObject* value);
+
+  PyObject* task_factory = nullptr;
+
+ private:
+  // Host.
+  void run(Token token) override;
+  void drop(Token token) noexcept override;
+  void notify(Token token) override;
+  [[nodiscard]] bool timer_left_heap(Token token) noexcept override;
+  [[nodiscard]] bool is_cancelled(Token token) const noexcept override;
+  void about_to_block() noexcept override;
+  void woke_up() override;
+  void wait_interrupted() override;
+  void io_begins() noexcept override;
+  void io_ended() noexcept override;
+  // Clock: only when time() is overridden.
+  [[nodiscard]] std::int64_t now_ns() override;
+
+  void run_timed(PyObject* handle);
+  void callback_failed(PyObject* handle);
+  [[nodiscard]] bool refuse_closed_or_forked() noexcept;
+  [[nodiscard]] bool refuse_wrong_thread() noexcept;
+  [[nodiscard]] bool check_callback(PyObject* callback, const char* method);
+
+  PyObject* self_;  // Borrowed: this lives inside it.
+  ModuleState& state_;
+  Engine engine_;
+  std::vector<PyObject*> transports_;  // By descriptor; owned references.
+  std::unique_ptr<char[]> scratch_;
+  PyThreadState* saved_thread_ = nullptr;
+  py::PendingError leaving_;
+  py::Ref io_object_;
+  LoopOverrides overrides_;
+  std::int64_t io_started_ns_ = 0;
+  unsigned long thread_id_ = 0;  // 0: not running.
+  std::uint32_t fork_generation_;
+  bool debug_ = false;
+  bool closed_ = false;
+};
+
+struct LoopObject {
+  PyObject_HEAD
+  alignas(Loop) unsigned char storage[sizeof(Loop)];
+  bool constructed;
+};
+
+// `object` must be an instance of the native loop type.
+[[nodiscard]] inline Loop& loop_of(PyObject* object) noexcept {
+  return *reinterpret_cast<Loop*>(reinterpret_cast<LoopObject*>(object)->storage);
+}
+
+// Deadlines never lie before what the caller asked for: rounded up, clamped at both ends. NaN is the
+// caller's to refuse.
+[[nodiscard]] std::int64_t deadline_ns_from_seconds(double seconds) noexcept;
+
+}  // namespace cpploop

@@ -1,0 +1,737 @@
+// The Python type _native.Loop: entry points that check their arguments and hand over to Loop.
+
+#include "binding/loop.h"
+
+#include <array>
+#include <climits>
+#include <string_view>
+
+#include "binding/handle.h"
+#include "binding/py/args.h"
+#include "binding/py/guard.h"
+#include "binding/stream_transport.h"
+
+namespace cpploop {
+namespace {
+
+using py::CallArgs;
+using py::Ref;
+
+// ---- arguments -----------------------------------------------------------------------------------
+
+// callback, *args and the keyword context, behind `leading` positional parameters.
+struct CallbackCall {
+  PyObject* leading = nullptr;
+  PyObject* callback = nullptr;
+  PyObject* const* args = nullptr;
+  Py_ssize_t arg_count = 0;
+  PyObject* context = nullptr;
+};
+
+[[nodiscard]] bool refuse_missing(const char* function, const char* parameter) {
+  PyErr_Format(PyExc_TypeError, "%s() missing 1 required positional argument: '%s'", function,
+               parameter);
+  return false;
+}
+
+// Keywords other than context: allowed by asyncio's signatures, met in practice hardly ever.
+[[nodiscard]] bool take_keyword(ModuleState& state, const char* function, PyObject* leading_name,
+                                PyObject* name, PyObject* value, CallbackCall& call) {
+  PyObject** target = nullptr;
+  if (PyUnicode_Compare(name, state.str_context) == 0) {
+    target = &call.context;
+  } else if (PyUnicode_Compare(name, state.str_callback) == 0) {
+    target = &call.callback;
+  } else if (leading_name != nullptr && PyUnicode_Compare(name, leading_name) == 0) {
+    target = &call.leading;
+  }
+  if (target == nullptr) {
+    PyErr_Format(PyExc_TypeError, "%s() got an unexpected keyword argument '%U'", function, name);
+    return false;
+  }
+  if (*target != nullptr) {
+    PyErr_Format(PyExc_TypeError, "%s() got multiple values for argument '%U'", function, name);
+    return false;
+  }
+  *target = value;
+  return true;
+}
+
+[[nodiscard]] bool parse_callback_call(ModuleState& state, const char* function,
+                                       PyObject* leading_name, const CallArgs& args,
+                                       CallbackCall& call) {
+  Py_ssize_t used = 0;
+  if (leading_name != nullptr && args.positional > used) {
+    call.leading = args.values[used++];
+  }
+  if (args.positional > used) {
+    call.callback = args.values[used++];
+    call.args = args.values + used;
+    call.arg_count = args.positional - used;
+  }
+  for (Py_ssize_t i = 0; i < args.keyword_count(); ++i) {
+    PyObject* name = args.keyword_name(i);
+    if (name == state.str_context && call.context == nullptr) [[likely]] {
+      call.context = args.keyword_value(i);
+    } else if (!take_keyword(state, function, leading_name, name, args.keyword_value(i), call)) {
+      return false;
+    }
+  }
+  if (leading_name != nullptr && call.leading == nullptr) {
+    return refuse_missing(function, PyUnicode_AsUTF8(leading_name));
+  }
+  if (call.callback == nullptr) {
+    return refuse_missing(function, "callback");
+  }
+  if (call.context == Py_None) {
+    call.context = nullptr;
+  }
+  if (call.context != nullptr && !PyContext_CheckExact(call.context)) {
+    PyErr_Format(PyExc_TypeError, "%s() argument 'context' must be a contextvars.Context, not %.200s",
+                 function, Py_TYPE(call.context)->tp_name);
+    return false;
+  }
+  return true;
+}
+
+// asyncio's _check_callback(), which its loops call in debug mode only.
+[[nodiscard]] bool check_callback_in_debug(Loop& loop, PyObject* callback, const char* function) {
+  if (!loop.debug()) [[likely]] {
+    return true;
+  }
+  Ref name = Ref::steal(PyUnicode_FromString(function));
+  Ref result = name ? Ref::steal(PyObject_CallMethodObjArgs(
+                          loop.self(), loop.state().str__check_callback, callback, name.get(),
+                          nullptr))
+                    : Ref();
+  return static_cast<bool>(result);
+}
+
+// A descriptor number from an int or an object with fileno(), as selectors take it.
+[[nodiscard]] int descriptor_of(PyObject* object) {
+  if (PyLong_Check(object)) {
+    const long fd = PyLong_AsLong(object);
+    if (fd == -1 && PyErr_Occurred() != nullptr) {
+      PyErr_Clear();
+      PyErr_Format(PyExc_ValueError, "Invalid file descriptor: %R", object);
+      return -1;
+    }
+    if (fd < 0 || fd > INT_MAX) {
+      PyErr_Format(PyExc_ValueError, "Invalid file descriptor: %ld", fd);
+      return -1;
+    }
+    return static_cast<int>(fd);
+  }
+  Ref number = Ref::steal(PyObject_CallMethod(object, "fileno", nullptr));
+  if (number && PyLong_Check(number.get())) {
+    return descriptor_of(number.get());
+  }
+  if (number || PyErr_ExceptionMatches(PyExc_AttributeError) ||
+      PyErr_ExceptionMatches(PyExc_TypeError) || PyErr_ExceptionMatches(PyExc_ValueError)) {
+    PyErr_Clear();
+    PyErr_Format(PyExc_ValueError, "Invalid file object: %R", object);
+  }
+  return -1;
+}
+
+// ---- scheduling ----------------------------------------------------------------------------------
+
+PyObject* loop_call_soon(PyObject* self, PyObject* const* values, Py_ssize_t count,
+                         PyObject* keywords) {
+  return py::guard([&]() -> PyObject* {
+    Loop& loop = loop_of(self);
+    CallbackCall call;
+    if (!parse_callback_call(loop.state(), "call_soon", nullptr, {values, count, keywords}, call) ||
+        !loop.check_open() || !loop.check_thread() ||
+        !check_callback_in_debug(loop, call.callback, "call_soon")) {
+      return nullptr;
+    }
+    return loop.call_soon(call.callback, call.args, call.arg_count, call.context);
+  });
+}
+
+PyObject* loop_call_soon_threadsafe(PyObject* self, PyObject* const* values, Py_ssize_t count,
+                                    PyObject* keywords) {
+  return py::guard([&]() -> PyObject* {
+    Loop& loop = loop_of(self);
+    CallbackCall call;
+    if (!parse_callback_call(loop.state(), "call_soon_threadsafe", nullptr,
+                             {values, count, keywords}, call)) {
+      return nullptr;
+    }
+    return loop.call_soon_threadsafe(call.callback, call.args, call.arg_count, call.context);
+  });
+}
+
+[[nodiscard]] PyObject* schedule_at(Loop& loop, PyObject* when, const CallbackCall& call) {
+  if (!loop.check_open() || !loop.check_thread() ||
+      !check_callback_in_debug(loop, call.callback, "call_at")) {
+    return nullptr;
+  }
+  return loop.call_at(when, call.callback, call.args, call.arg_count, call.context);
+}
+
+// call_later() on a loop whose call_at() is somebody else's.
+[[nodiscard]] PyObject* call_overridden_at(Loop& loop, PyObject* when, const CallbackCall& call) {
+  Ref method = Ref::steal(PyObject_GetAttr(loop.self(), loop.state().str_call_at));
+  Ref arguments = Ref::steal(PyTuple_New(call.arg_count + 2));
+  Ref keywords = Ref::steal(PyDict_New());
+  if (!method || !arguments || !keywords) {
+    return nullptr;
+  }
+  PyTuple_SET_ITEM(arguments.get(), 0, py::new_ref(when));
+  PyTuple_SET_ITEM(arguments.get(), 1, py::new_ref(call.callback));
+  for (Py_ssize_t i = 0; i < call.arg_count; ++i) {
+    PyTuple_SET_ITEM(arguments.get(), i + 2, py::new_ref(call.args[i]));
+  }
+  PyObject* context = call.context == nullptr ? Py_None : call.context;
+  if (PyDict_SetItem(keywords.get(), loop.state().str_context, context) != 0) {
+    return nullptr;
+  }
+  return PyObject_Call(method.get(), arguments.get(), keywords.get());
+}
+
+[[nodiscard]] PyObject* current_time(Loop& loop) {
+  if (loop.overrides().time) {
+    return PyObject_CallMethodNoArgs(loop.self(), loop.state().str_time);
+  }
+  return PyFloat_FromDouble(static_cast<double>(monotonic_now_ns()) / 1e9);
+}
+
+PyObject* loop_call_later(PyObject* self, PyObject* const* values, Py_ssize_t count,
+                          PyObject* keywords) {
+  return py::guard([&]() -> PyObject* {
+    Loop& loop = loop_of(self);
+    CallbackCall call;
+    if (!parse_callback_call(loop.state(), "call_later", loop.state().str_delay,
+                             {values, count, keywords}, call)) {
+      return nullptr;
+    }
+    if (call.leading == Py_None) {
+      PyErr_SetString(PyExc_TypeError, "delay must not be None");
+      return nullptr;
+    }
+    Ref now = Ref::steal(current_time(loop));
+    Ref when = now ? Ref::steal(PyNumber_Add(now.get(), call.leading)) : Ref();
+    if (!when) {
+      return nullptr;
+    }
+    return loop.overrides().call_at ? call_overridden_at(loop, when.get(), call)
+                                    : schedule_at(loop, when.get(), call);
+  });
+}
+
+PyObject* loop_call_at(PyObject* self, PyObject* const* values, Py_ssize_t count,
+                       PyObject* keywords) {
+  return py::guard([&]() -> PyObject* {
+    Loop& loop = loop_of(self);
+    CallbackCall call;
+    if (!parse_callback_call(loop.state(), "call_at", loop.state().str_when,
+                             {values, count, keywords}, call)) {
+      return nullptr;
+    }
+    if (call.leading == Py_None) {
+      PyErr_SetString(PyExc_TypeError, "when cannot be None");
+      return nullptr;
+    }
+    return schedule_at(loop, call.leading, call);
+  });
+}
+
+PyObject* loop_time(PyObject*, PyObject*) {
+  return PyFloat_FromDouble(static_cast<double>(monotonic_now_ns()) / 1e9);
+}
+
+PyObject* loop_create_future(PyObject* self, PyObject*) {
+  Loop& loop = loop_of(self);
+  PyObject* arguments[] = {nullptr, self};
+  return PyObject_Vectorcall(loop.state().future_type, arguments + 1,
+                             0 | PY_VECTORCALL_ARGUMENTS_OFFSET, loop.state().loop_keyword);
+}
+
+// The keyword names of a create_task() call with "loop" behind them. Callers pass the same tuple each
+// time (asyncio.create_task always passes name), so the last answer is kept.
+[[nodiscard]] PyObject* names_with_loop(ModuleState& state, PyObject* keywords) {
+  if (keywords == nullptr || PyTuple_GET_SIZE(keywords) == 0) {
+    return state.loop_keyword;
+  }
+  if (keywords == state.task_keywords) {
+    return state.task_keywords_with_loop;
+  }
+  const Py_ssize_t count = PyTuple_GET_SIZE(keywords);
+  Ref names = Ref::steal(PyTuple_New(count + 1));
+  if (!names) {
+    return nullptr;
+  }
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    PyTuple_SET_ITEM(names.get(), i, py::new_ref(PyTuple_GET_ITEM(keywords, i)));
+  }
+  PyTuple_SET_ITEM(names.get(), count, py::new_ref(state.str_loop));
+  Ref old_keywords = Ref::steal(std::exchange(state.task_keywords, py::new_ref(keywords)));
+  Ref old_names = Ref::steal(std::exchange(state.task_keywords_with_loop, names.release()));
+  return state.task_keywords_with_loop;
+}
+
+PyObject* loop_create_task(PyObject* self, PyObject* const* values, Py_ssize_t count,
+                           PyObject* keywords) {
+  Loop& loop = loop_of(self);
+  ModuleState& state = loop.state();
+  const CallArgs args{values, count, keywords};
+  constexpr Py_ssize_t kKeywordsMax = 6;
+  const bool plain = count == 1 && args.keyword_count() <= kKeywordsMax && !loop.debug() &&
+                     (loop.task_factory == nullptr || loop.task_factory == Py_None);
+  if (!plain || py::kFreeThreaded) {
+    // A factory, debug mode's tracebacks, odd arguments: asyncio's own method knows them all.
+    constexpr Py_ssize_t kArgumentsMax = 16;
+    if (count + args.keyword_count() >= kArgumentsMax) {
+      PyErr_SetString(PyExc_TypeError, "create_task() takes 1 positional argument");
+      return nullptr;
+    }
+    std::array<PyObject*, kArgumentsMax + 1> stack{};
+    stack[1] = self;
+    for (Py_ssize_t i = 0; i < count + args.keyword_count(); ++i) {
+      stack[static_cast<std::size_t>(i) + 2] = values[i];
+    }
+    return PyObject_Vectorcall(
+        state.base_create_task, stack.data() + 1,
+        static_cast<std::size_t>(count + 1) | PY_VECTORCALL_ARGUMENTS_OFFSET, keywords);
+  }
+  if (!loop.check_open()) {
+    return nullptr;
+  }
+  Ref names = Ref::borrow(names_with_loop(state, keywords));
+  if (!names) {
+    return nullptr;
+  }
+  std::array<PyObject*, kKeywordsMax + 3> stack{};
+  const Py_ssize_t given = 1 + args.keyword_count();
+  for (Py_ssize_t i = 0; i < given; ++i) {
+    stack[static_cast<std::size_t>(i) + 1] = values[i];
+  }
+  stack[static_cast<std::size_t>(given) + 1] = self;
+  return PyObject_Vectorcall(state.task_type, stack.data() + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET,
+                             names.get());
+}
+
+// ---- state ---------------------------------------------------------------------------------------
+
+PyObject* loop_stop(PyObject* self, PyObject*) {
+  Loop& loop = loop_of(self);
+  if (py::kFreeThreaded && !loop.check_thread()) {
+    return nullptr;
+  }
+  loop.engine().stop();
+  return py::none();
+}
+
+PyObject* loop_is_running(PyObject* self, PyObject*) { return py::boolean(loop_of(self).running()); }
+PyObject* loop_is_closed(PyObject* self, PyObject*) { return py::boolean(loop_of(self).closed()); }
+PyObject* loop_get_debug(PyObject* self, PyObject*) { return py::boolean(loop_of(self).debug()); }
+
+PyObject* loop_check_closed(PyObject* self, PyObject*) {
+  return loop_of(self).check_open() ? py::none() : nullptr;
+}
+
+PyObject* loop_run(PyObject* self, PyObject*) {
+  return py::guard([&]() -> PyObject* {
+    Loop& loop = loop_of(self);
+    if (!loop.check_open()) {
+      return nullptr;
+    }
+    return loop.run() ? py::none() : nullptr;
+  });
+}
+
+PyObject* loop_close(PyObject* self, PyObject*) {
+  return py::guard([&]() -> PyObject* {
+    Loop& loop = loop_of(self);
+    if (loop.running() && !loop.forked()) {
+      PyErr_SetString(PyExc_RuntimeError, "Cannot close a running event loop");
+      return nullptr;
+    }
+    loop.close();
+    return py::none();
+  });
+}
+
+PyObject* loop_write_to_self(PyObject* self, PyObject*) {
+  loop_of(self).engine().inbox().wake();
+  return py::none();
+}
+
+PyObject* loop_forked(PyObject* self, PyObject*) { return py::boolean(loop_of(self).forked()); }
+
+// ---- readers and writers -------------------------------------------------------------------------
+
+// add_reader() and _add_reader(): the first refuses descriptors of open transports.
+[[nodiscard]] PyObject* add_watcher(PyObject* self, const CallArgs& args, const char* function,
+                                    Wanted what, bool checks_transport) {
+  return py::guard([&]() -> PyObject* {
+    Loop& loop = loop_of(self);
+    CallbackCall call;
+    if (!parse_callback_call(loop.state(), function, loop.state().str_fd, args, call) ||
+        !loop.check_open() || !loop.check_thread()) {
+      return nullptr;
+    }
+    const int fd = descriptor_of(call.leading);
+    if (fd < 0 || (checks_transport && !ensure_no_transport(loop, fd, call.leading))) {
+      return nullptr;
+    }
+    Ref handle = Ref::steal(
+        loop.add_watcher(fd, what, call.callback, call.args, call.arg_count, call.context));
+    if (!handle) {
+      return nullptr;
+    }
+    return checks_transport ? py::none() : handle.release();
+  });
+}
+
+[[nodiscard]] PyObject* remove_watcher(PyObject* self, PyObject* object, Wanted what,
+                                       bool checks_transport) {
+  return py::guard([&]() -> PyObject* {
+    Loop& loop = loop_of(self);
+    if (!loop.check_thread()) {
+      return nullptr;
+    }
+    const int fd = descriptor_of(object);
+    if (fd < 0) {
+      // A file that is closed already, say: asyncio finds nothing registered for it.
+      if (checks_transport || !PyErr_ExceptionMatches(PyExc_ValueError)) {
+        return nullptr;
+      }
+      PyErr_Clear();
+      Py_RETURN_FALSE;
+    }
+    if (checks_transport && !ensure_no_transport(loop, fd, object)) {
+      return nullptr;
+    }
+    if (loop.closed()) {
+      Py_RETURN_FALSE;
+    }
+    const int removed = loop.remove_watcher(fd, what);
+    return removed < 0 ? nullptr : py::boolean(removed == 1);
+  });
+}
+
+PyObject* loop_add_reader(PyObject* self, PyObject* const* values, Py_ssize_t count,
+                          PyObject* keywords) {
+  return add_watcher(self, {values, count, keywords}, "add_reader", kWantReadable, true);
+}
+PyObject* loop_add_writer(PyObject* self, PyObject* const* values, Py_ssize_t count,
+                          PyObject* keywords) {
+  return add_watcher(self, {values, count, keywords}, "add_writer", kWantWritable, true);
+}
+PyObject* loop_add_reader_unchecked(PyObject* self, PyObject* const* values, Py_ssize_t count,
+                                    PyObject* keywords) {
+  return add_watcher(self, {values, count, keywords}, "_add_reader", kWantReadable, false);
+}
+PyObject* loop_add_writer_unchecked(PyObject* self, PyObject* const* values, Py_ssize_t count,
+                                    PyObject* keywords) {
+  return add_watcher(self, {values, count, keywords}, "_add_writer", kWantWritable, false);
+}
+PyObject* loop_remove_reader(PyObject* self, PyObject* fd) {
+  return remove_watcher(self, fd, kWantReadable, true);
+}
+PyObject* loop_remove_writer(PyObject* self, PyObject* fd) {
+  return remove_watcher(self, fd, kWantWritable, true);
+}
+PyObject* loop_remove_reader_unchecked(PyObject* self, PyObject* fd) {
+  return remove_watcher(self, fd, kWantReadable, false);
+}
+PyObject* loop_remove_writer_unchecked(PyObject* self, PyObject* fd) {
+  return remove_watcher(self, fd, kWantWritable, false);
+}
+
+// Which of reading (1) and writing (2) a descriptor is watched for.
+PyObject* loop_watched(PyObject* self, PyObject* object) {
+  return py::guard([&]() -> PyObject* {
+    const int fd = descriptor_of(object);
+    if (fd < 0) {
+      return nullptr;
+    }
+    const ReadinessWatchers& watchers = loop_of(self).engine().watchers();
+    return PyLong_FromLong((watchers.has(fd, kWantReadable) ? 1 : 0) |
+                           (watchers.has(fd, kWantWritable) ? 2 : 0));
+  });
+}
+
+PyObject* loop_ensure_fd_no_transport(PyObject* self, PyObject* object) {
+  return py::guard([&]() -> PyObject* {
+    const int fd = descriptor_of(object);
+    return fd >= 0 && ensure_no_transport(loop_of(self), fd, object) ? py::none() : nullptr;
+  });
+}
+
+PyObject* loop_make_socket_transport(PyObject* self, PyObject* const* values, Py_ssize_t count,
+                                     PyObject* keywords) {
+  return py::guard([&]() -> PyObject* {
+    Loop& loop = loop_of(self);
+    ModuleState& state = loop.state();
+    TransportSpec spec;
+    const py::Parameter parameters[] = {
+        {state.str_sock, &spec.sock, false},       {state.str_protocol, &spec.protocol, false},
+        {state.str_waiter, &spec.waiter, false},   {state.str_extra, &spec.extra, true},
+        {state.str_server, &spec.server, true},    {state.str_context, &spec.context, true},
+    };
+    if (!py::parse("_make_socket_transport", {values, count, keywords}, parameters) ||
+        !loop.check_open() || !loop.check_thread()) {
+      return nullptr;
+    }
+    if (spec.sock == nullptr || spec.protocol == nullptr) {
+      (void)refuse_missing("_make_socket_transport", spec.sock == nullptr ? "sock" : "protocol");
+      return nullptr;
+    }
+    for (PyObject** optional : {&spec.waiter, &spec.extra, &spec.server, &spec.context}) {
+      if (*optional == Py_None) {
+        *optional = nullptr;
+      }
+    }
+    const int fd = descriptor_of(spec.sock);
+    if (fd < 0 || !ensure_no_transport(loop, fd, spec.sock)) {
+      return nullptr;
+    }
+    return new_stream_transport(loop, fd, spec);
+  });
+}
+
+// ---- attributes ----------------------------------------------------------------------------------
+
+PyObject* get_debug_attribute(PyObject* self, void*) { return py::boolean(loop_of(self).debug()); }
+int set_debug_attribute(PyObject* self, PyObject* value, void*) {
+  const int truth = value == nullptr ? 0 : PyObject_IsTrue(value);
+  if (truth < 0) {
+    return -1;
+  }
+  loop_of(self).set_debug(truth != 0);
+  return 0;
+}
+
+PyObject* get_closed(PyObject* self, void*) { return py::boolean(loop_of(self).closed()); }
+// asyncio's constructor sets it to False; that it is closed only close() can say.
+int ignore_value(PyObject*, PyObject*, void*) { return 0; }
+
+PyObject* get_stopping(PyObject* self, void*) {
+  return py::boolean(loop_of(self).engine().stopping());
+}
+int set_stopping(PyObject* self, PyObject* value, void*) {
+  const int truth = value == nullptr ? 0 : PyObject_IsTrue(value);
+  if (truth < 0) {
+    return -1;
+  }
+  loop_of(self).engine().set_stopping(truth != 0);
+  return 0;
+}
+
+PyObject* get_thread_id(PyObject* self, void*) { return loop_of(self).thread_id_object(); }
+int set_thread_id(PyObject* self, PyObject* value, void*) {
+  return loop_of(self).set_thread_id(value) ? 0 : -1;
+}
+
+PyObject* get_task_factory(PyObject* self, void*) {
+  PyObject* factory = loop_of(self).task_factory;
+  return py::new_ref(factory == nullptr ? Py_None : factory);
+}
+int set_task_factory(PyObject* self, PyObject* value, void*) {
+  Ref old = Ref::steal(std::exchange(loop_of(self).task_factory,
+                                     value == nullptr ? nullptr : py::new_ref(value)));
+  return 0;
+}
+
+// ---- life ----------------------------------------------------------------------------------------
+
+PyObject* loop_new(PyTypeObject* type, PyObject*, PyObject*) {
+  return py::guard([&]() -> PyObject* {
+    Ref self = Ref::steal(type->tp_alloc(type, 0));
+    if (!self) {
+      return nullptr;
+    }
+    auto* object = reinterpret_cast<LoopObject*>(self.get());
+    ModuleState* state = module_state_of(type);
+    new (object->storage) Loop(self.get(), *state);
+    object->constructed = true;
+    loop_of(self.get()).find_overrides();
+    return self.release();
+  });
+}
+
+int loop_traverse(PyObject* self, visitproc visit, void* arg) {
+  Py_VISIT(Py_TYPE(self));
+  auto* object = reinterpret_cast<LoopObject*>(self);
+  return object->constructed ? loop_of(self).traverse(visit, arg) : 0;
+}
+
+int loop_clear(PyObject* self) {
+  if (reinterpret_cast<LoopObject*>(self)->constructed) {
+    loop_of(self).clear();
+  }
+  return 0;
+}
+
+void loop_dealloc(PyObject* self) {
+  PyTypeObject* type = Py_TYPE(self);
+  PyObject_GC_UnTrack(self);
+  auto* object = reinterpret_cast<LoopObject*>(self);
+  if (object->constructed) {
+    loop_of(self).~Loop();
+    object->constructed = false;
+  }
+  type->tp_free(self);
+  Py_DECREF(type);
+}
+
+int loop_setattro(PyObject* self, PyObject* name, PyObject* value) {
+  if (PyObject_GenericSetAttr(self, name, value) != 0) {
+    return -1;
+  }
+  loop_of(self).note_attribute_set(name);
+  return 0;
+}
+
+template <typename Function>
+[[nodiscard]] constexpr PyCFunction as_cfunction(Function function) {
+  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+}
+
+constexpr int kFast = METH_FASTCALL | METH_KEYWORDS;
+
+PyMethodDef loop_methods[] = {
+    {"call_soon", as_cfunction(loop_call_soon), kFast,
+     "call_soon($self, callback, /, *args, context=None)\n--\n\n"
+     "Queue callback(*args) for the next turn (asyncio's loop.call_soon).\n\n"
+     "context: contextvars.Context to run in; a copy of the current one by default.\n"
+     "Returns an asyncio.Handle. RuntimeError on a closed loop."},
+    {"call_soon_threadsafe", as_cfunction(loop_call_soon_threadsafe), kFast,
+     "call_soon_threadsafe($self, callback, /, *args, context=None)\n--\n\n"
+     "As call_soon(), from any thread; wakes the loop (asyncio's loop.call_soon_threadsafe)."},
+    {"call_later", as_cfunction(loop_call_later), kFast,
+     "call_later($self, delay, callback, /, *args, context=None)\n--\n\n"
+     "Run callback(*args) `delay` seconds from now, never earlier (asyncio's loop.call_later).\n\n"
+     "Returns an asyncio.TimerHandle."},
+    {"call_at", as_cfunction(loop_call_at), kFast,
+     "call_at($self, when, callback, /, *args, context=None)\n--\n\n"
+     "Run callback(*args) when loop.time() reaches `when`, in seconds (asyncio's loop.call_at)."},
+    {"time", loop_time, METH_NOARGS,
+     "time($self, /)\n--\n\nThe loop's clock in seconds: time.monotonic() (asyncio's loop.time)."},
+    {"create_future", loop_create_future, METH_NOARGS,
+     "create_future($self, /)\n--\n\nA new asyncio.Future of this loop (asyncio's loop.create_future)."},
+    {"create_task", as_cfunction(loop_create_task), kFast,
+     "create_task($self, coro, /, **kwargs)\n--\n\n"
+     "Wrap a coroutine in an asyncio.Task (asyncio's loop.create_task). Keywords (name, context,\n"
+     "eager_start, ...) are the running Python's."},
+    {"stop", loop_stop, METH_NOARGS,
+     "stop($self, /)\n--\n\nEnd run_forever() after this turn (asyncio's loop.stop)."},
+    {"is_running", loop_is_running, METH_NOARGS,
+     "is_running($self, /)\n--\n\nWhether the loop runs (asyncio's loop.is_running)."},
+    {"is_closed", loop_is_closed, METH_NOARGS,
+     "is_closed($self, /)\n--\n\nWhether the loop was closed (asyncio's loop.is_closed)."},
+    {"get_debug", loop_get_debug, METH_NOARGS,
+     "get_debug($self, /)\n--\n\nWhether debug mode is on (asyncio's loop.get_debug)."},
+    {"add_reader", as_cfunction(loop_add_reader), kFast,
+     "add_reader($self, fd, callback, /, *args)\n--\n\n"
+     "Call callback(*args) while fd is readable (asyncio's loop.add_reader).\n\n"
+     "fd: a descriptor number or an object with fileno(). OSError when the kernel refuses it."},
+    {"add_writer", as_cfunction(loop_add_writer), kFast,
+     "add_writer($self, fd, callback, /, *args)\n--\n\n"
+     "Call callback(*args) while fd is writable (asyncio's loop.add_writer)."},
+    {"remove_reader", loop_remove_reader, METH_O,
+     "remove_reader($self, fd, /)\n--\n\n"
+     "Stop watching fd for reading; whether it was watched (asyncio's loop.remove_reader)."},
+    {"remove_writer", loop_remove_writer, METH_O,
+     "remove_writer($self, fd, /)\n--\n\n"
+     "Stop watching fd for writing; whether it was watched (asyncio's loop.remove_writer)."},
+    {"_add_reader", as_cfunction(loop_add_reader_unchecked), kFast, nullptr},
+    {"_add_writer", as_cfunction(loop_add_writer_unchecked), kFast, nullptr},
+    {"_remove_reader", loop_remove_reader_unchecked, METH_O, nullptr},
+    {"_remove_writer", loop_remove_writer_unchecked, METH_O, nullptr},
+    {"_watched", loop_watched, METH_O, nullptr},
+    {"_ensure_fd_no_transport", loop_ensure_fd_no_transport, METH_O, nullptr},
+    {"_make_socket_transport", as_cfunction(loop_make_socket_transport), kFast, nullptr},
+    {"_check_closed", loop_check_closed, METH_NOARGS, nullptr},
+    {"_write_to_self", loop_write_to_self, METH_NOARGS, nullptr},
+    {"_run", loop_run, METH_NOARGS,
+     "_run($self, /)\n--\n\nRun turns until stop(); run_forever() without its preparations."},
+    {"_close", loop_close, METH_NOARGS,
+     "_close($self, /)\n--\n\nDrop what is queued and close the engine's descriptors."},
+    {"_forked", loop_forked, METH_NOARGS,
+     "_forked($self, /)\n--\n\nWhether this process got the loop through fork()."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyGetSetDef loop_getset[] = {
+    {"_debug", get_debug_attribute, set_debug_attribute, nullptr, nullptr},
+    {"_closed", get_closed, ignore_value, nullptr, nullptr},
+    {"_stopping", get_stopping, set_stopping, nullptr, nullptr},
+    {"_thread_id", get_thread_id, set_thread_id, nullptr, nullptr},
+    {"_task_factory", get_task_factory, set_task_factory, nullptr, nullptr},
+    {nullptr, nullptr, nullptr, nullptr, nullptr},
+};
+
+PyType_Slot loop_slots[] = {
+    {Py_tp_doc, const_cast<char*>("The native half of cpploop.Loop.")},
+    {Py_tp_new, reinterpret_cast<void*>(loop_new)},
+    {Py_tp_dealloc, reinterpret_cast<void*>(loop_dealloc)},
+    {Py_tp_traverse, reinterpret_cast<void*>(loop_traverse)},
+    {Py_tp_clear, reinterpret_cast<void*>(loop_clear)},
+    {Py_tp_setattro, reinterpret_cast<void*>(loop_setattro)},
+    {Py_tp_methods, loop_methods},
+    {Py_tp_getset, loop_getset},
+    {0, nullptr},
+};
+
+PyType_Spec loop_spec = {
+    "cpploop._native.Loop",
+    sizeof(LoopObject),
+    0,
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE,
+    loop_slots,
+};
+
+// Whether `self.name` is still this file's method, bound to this very loop.
+[[nodiscard]] bool is_overridden(PyObject* self, PyObject* name) {
+  Ref method = Ref::steal(PyObject_GetAttr(self, name));
+  if (!method) {
+    PyErr_Clear();
+    return true;
+  }
+  if (!PyCFunction_Check(method.get()) || PyCFunction_GET_SELF(method.get()) != self) {
+    return true;
+  }
+  const PyMethodDef* definition = reinterpret_cast<PyCFunctionObject*>(method.get())->m_ml;
+  return definition < std::begin(loop_methods) || definition >= std::end(loop_methods);
+}
+
+}  // namespace
+
+void Loop::find_overrides() {
+  overrides_.time = is_overridden(self_, state_.str_time);
+  overrides_.call_soon = is_overridden(self_, state_.str_call_soon);
+  overrides_.call_at = is_overridden(self_, state_.str_call_at);
+  engine_.set_clock(overrides_.time ? static_cast<Clock*>(this) : nullptr);
+}
+
+void Loop::note_attribute_set(PyObject* name) {
+  for (PyObject* watched : {state_.str_time, state_.str_call_soon, state_.str_call_at}) {
+    if (name == watched || PyUnicode_Compare(name, watched) == 0) {
+      find_overrides();
+      return;
+    }
+  }
+}
+
+bool add_loop_type(PyObject* module, ModuleState& state) {
+  Ref base_events = Ref::steal(PyImport_ImportModule("asyncio.base_events"));
+  Ref base_loop = base_events
+                      ? Ref::steal(PyObject_GetAttrString(base_events.get(), "BaseEventLoop"))
+                      : Ref();
+  if (!base_loop) {
+    return false;
+  }
+  state.base_create_task = PyObject_GetAttrString(base_loop.get(), "create_task");
+  state.loop_keyword = PyTuple_Pack(1, state.str_loop);
+  state.loop_type =
+      reinterpret_cast<PyTypeObject*>(PyType_FromModuleAndSpec(module, &loop_spec, nullptr));
+  return state.base_create_task != nullptr && state.loop_keyword != nullptr &&
+         state.loop_type != nullptr && PyModule_AddType(module, state.loop_type) == 0;
+}
+
+}  // namespace cpploop

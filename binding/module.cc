@@ -1,0 +1,181 @@
+// The module cpploop._native.
+
+#include "binding/handle.h"
+#include "binding/module_state.h"
+#include "binding/py/ref.h"
+#include "core/os/socket_ops.h"
+
+#ifndef CPPLOOP_VERSION
+#error "CPPLOOP_VERSION must come from the build"
+#endif
+
+namespace cpploop {
+namespace {
+
+using py::Ref;
+
+[[nodiscard]] bool intern_names(ModuleState& state) {
+#define CPPLOOP_INTERN(name)                                     \
+  state.str_##name = PyUnicode_InternFromString(#name);          \
+  if (state.str_##name == nullptr) {                             \
+    return false;                                                \
+  }
+  CPPLOOP_NAMES(CPPLOOP_INTERN)
+#undef CPPLOOP_INTERN
+  state.str_default = PyUnicode_InternFromString("default");
+  return state.str_default != nullptr;
+}
+
+[[nodiscard]] PyObject* import_attribute(const char* module_name, const char* name) {
+  Ref module = Ref::steal(PyImport_ImportModule(module_name));
+  return module ? PyObject_GetAttrString(module.get(), name) : nullptr;
+}
+
+[[nodiscard]] bool import_asyncio(ModuleState& state) {
+  state.future_type = import_attribute("asyncio", "Future");
+  state.task_type = import_attribute("asyncio", "Task");
+  state.buffered_protocol_type = import_attribute("asyncio", "BufferedProtocol");
+  state.extract_stack = import_attribute("asyncio.format_helpers", "extract_stack");
+  state.set_result_unless_cancelled =
+      import_attribute("asyncio.futures", "_set_result_unless_cancelled");
+  state.support = PyImport_ImportModule("cpploop._support");
+  return state.future_type != nullptr && state.task_type != nullptr &&
+         state.buffered_protocol_type != nullptr && state.extract_stack != nullptr &&
+         state.set_result_unless_cancelled != nullptr && state.support != nullptr;
+}
+
+[[nodiscard]] PyObject* compiler_name() {
+#if defined(__clang__)
+  return PyUnicode_FromString("clang " __clang_version__);
+#else
+  return PyUnicode_FromString("gcc " __VERSION__);
+#endif
+}
+
+// What the build and this process have settled on; build_info() of the package shows it.
+PyObject* native_build_info(PyObject*, PyObject*) {
+  Ref compiler = Ref::steal(compiler_name());
+  if (!compiler) {
+    return nullptr;
+  }
+  const bool precise = os::wait_precision() == os::WaitPrecision::nanoseconds;
+  return Py_BuildValue("{s:s, s:O, s:s, s:O, s:s, s:s}", "version", CPPLOOP_VERSION, "compiler",
+                       compiler.get(), "python", PY_VERSION, "free_threaded",
+                       py::kFreeThreaded ? Py_True : Py_False, "backend", "epoll",
+                       "timed_wait", precise ? "epoll_pwait2" : "epoll_wait, whole milliseconds");
+}
+
+PyMethodDef module_methods[] = {
+    {"build_info", native_build_info, METH_NOARGS, nullptr},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+int module_exec(PyObject* module) {
+  auto* state = new (PyModule_GetState(module)) ModuleState();
+  if (!intern_names(*state) || !import_asyncio(*state) || !add_handle_types(module, *state) ||
+      !add_loop_type(module, *state) || !add_stream_transport_type(module, *state) ||
+      !add_listener_type(module, *state)) {
+    return -1;
+  }
+  return PyModule_AddStringConstant(module, "__version__", CPPLOOP_VERSION);
+}
+
+int module_traverse(PyObject* module, visitproc visit, void* arg) {
+  auto* state = static_cast<ModuleState*>(PyModule_GetState(module));
+  if (state == nullptr) {
+    return 0;
+  }
+  Py_VISIT(state->loop_type);
+  Py_VISIT(state->handle_type);
+  Py_VISIT(state->timer_handle_type);
+  Py_VISIT(state->stream_transport_base);
+  Py_VISIT(state->stream_transport_type);
+  Py_VISIT(state->listener_type);
+  Py_VISIT(state->future_type);
+  Py_VISIT(state->task_type);
+  Py_VISIT(state->buffered_protocol_type);
+  Py_VISIT(state->extract_stack);
+  Py_VISIT(state->set_result_unless_cancelled);
+  Py_VISIT(state->base_create_task);
+  Py_VISIT(state->support);
+  return 0;
+}
+
+int module_clear(PyObject* module) {
+  auto* state = static_cast<ModuleState*>(PyModule_GetState(module));
+  if (state == nullptr) {
+    return 0;
+  }
+  // Before the types go: the dead handles' memory is measured by them.
+  state->alive = false;
+  free_handle_lists(*state);
+  return 0;
+}
+
+void module_free(void* module) {
+  auto* state = static_cast<ModuleState*>(PyModule_GetState(static_cast<PyObject*>(module)));
+  if (state == nullptr) {
+    return;
+  }
+  state->alive = false;
+  free_handle_lists(*state);
+  // Objects of our types keep the module alive, so none is left that could need what goes here.
+  Py_CLEAR(state->loop_type);
+  Py_CLEAR(state->handle_type);
+  Py_CLEAR(state->timer_handle_type);
+  Py_CLEAR(state->stream_transport_type);
+  Py_CLEAR(state->stream_transport_base);
+  Py_CLEAR(state->listener_type);
+  Py_CLEAR(state->future_type);
+  Py_CLEAR(state->task_type);
+  Py_CLEAR(state->buffered_protocol_type);
+  Py_CLEAR(state->extract_stack);
+  Py_CLEAR(state->set_result_unless_cancelled);
+  Py_CLEAR(state->base_create_task);
+  Py_CLEAR(state->loop_keyword);
+  Py_CLEAR(state->task_keywords);
+  Py_CLEAR(state->task_keywords_with_loop);
+  Py_CLEAR(state->support);
+#define CPPLOOP_CLEAR_NAME(name) Py_CLEAR(state->str_##name);
+  CPPLOOP_NAMES(CPPLOOP_CLEAR_NAME)
+#undef CPPLOOP_CLEAR_NAME
+  Py_CLEAR(state->str_default);
+}
+
+PyModuleDef_Slot module_slots[] = {
+    {Py_mod_exec, reinterpret_cast<void*>(module_exec)},
+#if PY_VERSION_HEX >= 0x030C0000
+    {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},
+#endif
+#if PY_VERSION_HEX >= 0x030D0000
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#endif
+    {0, nullptr},
+};
+
+PyModuleDef module_def = {
+    PyModuleDef_HEAD_INIT,
+    "cpploop._native",
+    "The engine of cpploop, bound to Python.",
+    sizeof(ModuleState),
+    module_methods,
+    module_slots,
+    module_traverse,
+    module_clear,
+    module_free,
+};
+
+}  // namespace
+
+ModuleState* module_state(PyObject* module) noexcept {
+  return static_cast<ModuleState*>(PyModule_GetState(module));
+}
+
+ModuleState* module_state_of(PyTypeObject* type) noexcept {
+  PyObject* module = PyType_GetModuleByDef(type, &module_def);
+  return module == nullptr ? nullptr : module_state(module);
+}
+
+}  // namespace cpploop
+
+PyMODINIT_FUNC PyInit__native() { return PyModuleDef_Init(&cpploop::module_def); }

@@ -1,0 +1,73 @@
+#pragma once
+
+#include "binding/py/python.h"
+
+#include "binding/py/ref.h"
+
+namespace cpploop {
+
+// Every name the binding looks up or passes by keyword, interned once per interpreter.
+#define CPPLOOP_NAMES(X)                                                                        \
+  X(_accept_error) X(_accept_exhausted) X(_accept_failed) X(_accept_tls)                         \
+  X(_attach) X(_buffer) X(_callback_failed)                                                      \
+  X(_call_connection_lost) X(_check_callback) X(_closed_socket) X(_detach) X(_log_closed_write)  \
+  X(_log_fatal_error) X(_log_slow) X(_transport_socket)                                          \
+  X(_start_reading) X(_unclosed) X(address) X(backlog) X(buffer_updated)                         \
+  X(call_at) X(call_exception_handler) X(call_later) X(call_soon) X(callback) X(cancelled)       \
+  X(connection_lost) X(connection_made) X(context) X(coro) X(create_task) X(data_received)       \
+  X(debug) X(delay) X(detach) X(eof_received) X(exc) X(exception) X(extra) X(fd)      \
+  X(fileno) X(get_buffer) X(handle) X(high) X(loop) X(low) X(message) X(name)                    \
+  X(pause_writing) X(peername) X(protocol) X(resume_writing) X(server) X(set_exception)          \
+  X(set_result) X(sock) X(socket) X(sockname) X(source_traceback) X(time) X(tobytes)             \
+  X(transport) X(waiter) X(when) X(write)
+
+// What the binding keeps per interpreter: its own types, the asyncio objects it builds on, names.
+struct ModuleState {
+  // Own types.
+  PyTypeObject* loop_type = nullptr;
+  PyTypeObject* handle_type = nullptr;
+  PyTypeObject* timer_handle_type = nullptr;
+  PyTypeObject* stream_transport_base = nullptr;  // The native type...
+  PyTypeObject* stream_transport_type = nullptr;  // ...and its child with __dict__ and weakrefs.
+  PyTypeObject* listener_type = nullptr;
+
+  // asyncio's.
+  PyObject* future_type = nullptr;
+  PyObject* task_type = nullptr;
+  PyObject* buffered_protocol_type = nullptr;
+  PyObject* extract_stack = nullptr;               // asyncio.format_helpers.extract_stack
+  PyObject* set_result_unless_cancelled = nullptr; // asyncio.futures'
+  PyObject* base_create_task = nullptr;            // asyncio.BaseEventLoop.create_task
+  PyObject* loop_keyword = nullptr;                // ("loop",)
+  PyObject* task_keywords = nullptr;               // The last create_task() call's keyword names,
+  PyObject* task_keywords_with_loop = nullptr;     // and those with "loop" behind them.
+  // The edge's helpers for what is rare and reads better in Python (cpploop._support).
+  PyObject* support = nullptr;
+
+#define CPPLOOP_DECLARE_NAME(name) PyObject* str_##name = nullptr;
+  CPPLOOP_NAMES(CPPLOOP_DECLARE_NAME)
+#undef CPPLOOP_DECLARE_NAME
+  PyObject* str_default = nullptr;  // "default", which is a C++ keyword.
+
+  // Until the module is cleared: afterwards nothing is put on the lists below.
+  bool alive = true;
+  // Dead handles, kept to be used again (GIL builds only; a free-threaded build's allocator is per
+  // thread, a shared list would need a lock).
+  static constexpr int kFreeHandlesMax = 256;
+  PyObject* free_handles[kFreeHandlesMax] = {};
+  int free_handle_count = 0;
+  PyObject* free_timers[kFreeHandlesMax] = {};
+  int free_timer_count = 0;
+};
+
+[[nodiscard]] ModuleState* module_state(PyObject* module) noexcept;
+// For methods that have only a type of ours (or a subtype) at hand. Never null for those.
+[[nodiscard]] ModuleState* module_state_of(PyTypeObject* type) noexcept;
+
+// Each adds its types to the module's state. False with the Python error set.
+[[nodiscard]] bool add_handle_types(PyObject* module, ModuleState& state);
+[[nodiscard]] bool add_loop_type(PyObject* module, ModuleState& state);
+[[nodiscard]] bool add_stream_transport_type(PyObject* module, ModuleState& state);
+[[nodiscard]] bool add_listener_type(PyObject* module, ModuleState& state);
+
+}  // namespace cpploop

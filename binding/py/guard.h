@@ -1,0 +1,53 @@
+#pragma once
+
+#include "binding/py/python.h"
+
+#include <cxxabi.h>
+
+#include <cerrno>
+#include <exception>
+#include <new>
+#include <system_error>
+
+namespace cpploop::py {
+
+// Sets the Python error for a C++ exception that reached the C boundary.
+inline void set_error_from_cpp() {
+  try {
+    throw;
+  } catch (const abi::__forced_unwind&) {
+    // Below Python 3.14 a thread that wants the interpreter while it finalises is ended by
+    // pthread_exit(), which unwinds through here and must not be stopped.
+    throw;
+  } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
+  } catch (const std::system_error& error) {
+    errno = error.code().value();
+    PyErr_SetFromErrno(PyExc_OSError);
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_SystemError, error.what());
+  }
+}
+
+// The body of every entry point that can meet a C++ exception.
+template <typename Body>
+PyObject* guard(Body body) {
+  try {
+    return body();
+  } catch (...) {
+    set_error_from_cpp();
+    return nullptr;
+  }
+}
+
+template <typename Body>
+int guard_int(Body body) {
+  try {
+    return body();
+  } catch (...) {
+    set_error_from_cpp();
+    return -1;
+  }
+}
+
+}  // namespace cpploop::py

@@ -1,0 +1,835 @@
+#include "binding/stream_transport.h"
+
+#include <array>
+#include <cerrno>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "binding/py/context.h"
+#include "binding/py/guard.h"
+
+namespace cpploop {
+
+using py::PendingError;
+using py::Ref;
+
+namespace {
+
+[[nodiscard]] PendingError os_error(int error) {
+  errno = error;
+  PyErr_SetFromErrno(PyExc_OSError);
+  return PendingError::take();
+}
+
+}  // namespace
+
+// ---- life ----------------------------------------------------------------------------------------
+
+StreamTransport::StreamTransport(PyObject* self, Loop& loop)
+    : self_(self), loop_object_(Ref::borrow(loop.self())), loop_(&loop) {}
+
+StreamTransport::~StreamTransport() { close_descriptor(); }
+
+bool StreamTransport::open(UniqueFd fd, const TransportSpec& spec,
+                           const os::SocketAddress* peer) {
+  ModuleState& state = loop_->state();
+  python_socket_ = Ref::borrow(spec.sock);
+  fd_ = fd.get();
+  socket_.emplace(loop_->engine(), std::move(fd), *this);
+
+  os::SocketAddress local;
+  const bool has_local = os::local_address(fd_, local).ok();
+  if (has_local && !local_address_.assign(local)) {
+    return false;
+  }
+  if (local.family() == AF_INET || local.family() == AF_INET6) {
+    os::set_no_delay(fd_);
+  }
+  os::SocketAddress asked;
+  if (peer == nullptr && os::peer_address(fd_, asked).ok()) {
+    peer = &asked;
+  }
+  if (peer != nullptr && !peer_address_.assign(*peer)) {
+    return false;
+  }
+  reinterpret_cast<AsyncioTransport*>(self_)->extra = py::Ref::borrow(spec.extra).release();
+  context_ = Ref::borrow(spec.context);
+  if (!set_protocol(spec.protocol)) {
+    return false;
+  }
+  loop_->hold_transport(fd_, self_);
+  if (spec.server != nullptr) {
+    server_ = Ref::borrow(spec.server);
+    if (!attach_to_server(state, server_.get(), self_)) {
+      server_.reset();
+      return false;
+    }
+  }
+
+  // asyncio's order: connection_made, then reading, then the waiter, as three callbacks.
+  Ref connection_made = Ref::steal(PyObject_GetAttr(spec.protocol, state.str_connection_made));
+  Ref start = Ref::steal(PyObject_GetAttr(self_, state.str__start_reading));
+  if (!connection_made || !start ||
+      !loop_->schedule(connection_made.get(), &self_, 1, context_.get()) ||
+      !loop_->schedule(start.get(), nullptr, 0, context_.get())) {
+    return false;
+  }
+  if (spec.waiter != nullptr) {
+    PyObject* arguments[] = {spec.waiter, Py_None};
+    return loop_->schedule(state.set_result_unless_cancelled, arguments, 2, context_.get());
+  }
+  return true;
+}
+
+void StreamTransport::give_back() noexcept {
+  if (socket_) {
+    (void)socket_->force_close();
+    UniqueFd fd = socket_->take_fd();
+    loop_->drop_transport(fd_, self_);
+    if (python_socket_) {
+      (void)fd.release();
+    }
+  }
+  python_socket_.reset();
+}
+
+// The one place where the descriptor is closed. A Python socket that shares it lets go first; if it no
+// longer holds our number, somebody closed it behind our back, the number may be another file's by
+// now, and it is not ours to close.
+void StreamTransport::close_descriptor() noexcept {
+  if (!descriptor_open()) {
+    return;
+  }
+  UniqueFd fd = socket_->take_fd();
+  if (python_socket_) {
+    PendingError saved = PendingError::take();
+    Ref detached =
+        Ref::steal(PyObject_CallMethodNoArgs(python_socket_.get(), loop_->state().str_detach));
+    const long number = detached ? PyLong_AsLong(detached.get()) : -1;
+    PyErr_Clear();
+    saved.restore();
+    if (number != fd.get()) {
+      (void)fd.release();
+    }
+  }
+}
+
+void StreamTransport::finalize() {
+  if (!descriptor_open()) {
+    return;
+  }
+  PendingError saved = PendingError::take();
+  ModuleState& state = loop_->state();
+  Ref warned = Ref::steal(
+      PyObject_CallMethodObjArgs(state.support, state.str__unclosed, self_, nullptr));
+  if (!warned) {
+    PyErr_WriteUnraisable(self_);
+  }
+  close_descriptor();
+  if (server_) {
+    Ref server = std::move(server_);
+    if (!detach_from_server(state, server.get(), self_)) {
+      PyErr_WriteUnraisable(self_);
+    }
+  }
+  saved.restore();
+}
+
+int StreamTransport::traverse(visitproc visit, void* arg) const {
+  Py_VISIT(loop_object_.get());
+  Py_VISIT(protocol_.get());
+  Py_VISIT(python_socket_.get());
+  Py_VISIT(server_.get());
+  Py_VISIT(context_.get());
+  Py_VISIT(read_context_.get());
+  Py_VISIT(empty_waiter_.get());
+  Py_VISIT(on_data_.get());
+  Py_VISIT(get_buffer_.get());
+  return 0;
+}
+
+// Breaks the cycles. The loop stays: the descriptor's registration is with it until the very end.
+void StreamTransport::clear() noexcept {
+  protocol_.reset();
+  server_.reset();
+  context_.reset();
+  read_context_.reset();
+  empty_waiter_.reset();
+  on_data_.reset();
+  get_buffer_.reset();
+}
+
+void StreamTransport::hold() noexcept {
+  Py_INCREF(self_);
+  loop_->note_io(self_);
+}
+void StreamTransport::release() noexcept { Py_DECREF(self_); }
+void StreamTransport::drop_owner(WriteQueue::Owner owner) noexcept {
+  Py_DECREF(static_cast<PyObject*>(owner));
+}
+
+Ref StreamTransport::new_context() {
+  return context_ ? context_.dup() : Ref::steal(PyContext_CopyCurrent());
+}
+
+// ---- errors --------------------------------------------------------------------------------------
+
+void StreamTransport::fatal_error(PendingError error, const char* message) {
+  if (error.must_leave_loop()) {
+    loop_->leave_with(std::move(error));
+    return;
+  }
+  Ref exception = Ref::borrow(error.value());
+  if (error.matches(PyExc_OSError)) {
+    if (loop_->debug()) {
+      Ref logged = Ref::steal(PyObject_CallMethod(loop_->state().support, "_log_fatal_error", "OsO",
+                                                  self_, message, exception.get()));
+      if (!logged) {
+        loop_->leave_with_error();
+      }
+    }
+  } else {
+    loop_->report(message, std::move(error), self_, protocol_ ? protocol_.get() : Py_None);
+  }
+  Ref closed = Ref::steal(force_close(exception.get()));
+  if (!closed) {
+    loop_->leave_with_error();
+  }
+}
+
+void StreamTransport::log_debug(const char* format) {
+  if (loop_->debug()) {
+    Ref logged =
+        Ref::steal(PyObject_CallMethod(loop_->state().support, "_log_debug", "sO", format, self_));
+    if (!logged) {
+      PyErr_WriteUnraisable(self_);
+    }
+  }
+}
+
+// ---- reading -------------------------------------------------------------------------------------
+
+bool StreamTransport::set_protocol(PyObject* protocol) {
+  const int buffered = PyObject_IsInstance(protocol, loop_->state().buffered_protocol_type);
+  if (buffered < 0) {
+    return false;
+  }
+  if (socket_) {
+    socket_->flush();
+  }
+  buffered_ = buffered != 0;
+  protocol_connected_ = true;
+  // The methods are bound when the first data comes, and then kept until the protocol changes.
+  Ref old_on_data = std::move(on_data_);
+  Ref old_get_buffer = std::move(get_buffer_);
+  Ref old = std::exchange(protocol_, Ref::borrow(protocol));
+  return true;
+}
+
+bool StreamTransport::bind_protocol() {
+  ModuleState& state = loop_->state();
+  if (!buffered_) {
+    on_data_ = Ref::steal(PyObject_GetAttr(protocol_.get(), state.str_data_received));
+    return static_cast<bool>(on_data_);
+  }
+  get_buffer_ = Ref::steal(PyObject_GetAttr(protocol_.get(), state.str_get_buffer));
+  on_data_ = get_buffer_ ? Ref::steal(PyObject_GetAttr(protocol_.get(), state.str_buffer_updated))
+                         : Ref();
+  return static_cast<bool>(on_data_);
+}
+
+PyObject* StreamTransport::start_reading() {
+  read_context_ = new_context();
+  if (!read_context_) {
+    return nullptr;
+  }
+  socket_->start_reading();
+  return py::none();
+}
+
+PyObject* StreamTransport::pause_reading() {
+  if (socket_->pause_reading()) {
+    paused_ = true;
+    log_debug("%r pauses reading");
+  }
+  return py::none();
+}
+
+PyObject* StreamTransport::resume_reading() {
+  if (socket_->resume_reading()) {
+    paused_ = false;
+    Ref context = new_context();
+    if (!context) {
+      return nullptr;
+    }
+    read_context_ = std::move(context);
+    log_debug("%r resumes reading");
+  }
+  return py::none();
+}
+
+ReceiveBuffer StreamTransport::receive_buffer() {
+  if (buffered_) {
+    return protocol_buffer();
+  }
+  if (last_read_ < kDirectReadFrom) {
+    return {loop_->scratch(), Loop::kScratchSize};
+  }
+  const std::size_t size = socket_->receive_size();
+  pending_bytes_ = Ref::steal(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(size)));
+  if (!pending_bytes_) {
+    fatal_error(PendingError::take(), "Fatal read error on socket transport");
+    return {};
+  }
+  return {PyBytes_AS_STRING(pending_bytes_.get()), size};
+}
+
+ReceiveBuffer StreamTransport::protocol_buffer() {
+  constexpr const char* kFailure = "Fatal error: protocol.get_buffer() call failed.";
+  py::InContext context(read_context_.get());
+  if (!context.entered() || (!on_data_ && !bind_protocol())) {
+    fatal_error(PendingError::take(), kFailure);
+    return {};
+  }
+  Ref any_size = Ref::steal(PyLong_FromLong(-1));
+  Ref method = get_buffer_.dup();
+  Ref buffer = any_size ? Ref::steal(PyObject_CallOneArg(method.get(), any_size.get())) : Ref();
+  if (!buffer) {
+    fatal_error(PendingError::take(), kFailure);
+    return {};
+  }
+  const Py_ssize_t length = PyObject_Size(buffer.get());
+  if (length <= 0) {
+    if (length == 0) {
+      PyErr_SetString(PyExc_RuntimeError, "get_buffer() returned an empty buffer");
+    }
+    fatal_error(PendingError::take(), kFailure);
+    return {};
+  }
+  if (!pending_view_.acquire(buffer.get(), PyBUF_WRITABLE)) {
+    fatal_error(PendingError::take(), "Fatal read error on socket transport");
+    return {};
+  }
+  return {pending_view_.data(), pending_view_.size()};
+}
+
+void StreamTransport::on_bytes(std::size_t count) {
+  // Whoever lent the memory gets it back before anything else runs.
+  pending_view_.release();
+  Ref direct = std::move(pending_bytes_);
+  if (count == 0) {
+    return;
+  }
+  Ref argument;
+  if (buffered_) {
+    argument = Ref::steal(PyLong_FromSize_t(count));
+  } else {
+    last_read_ = count;
+    if (direct) {
+      PyObject* bytes = direct.release();
+      // Shrinks in place; on failure it takes the object away and sets the error.
+      if (static_cast<Py_ssize_t>(count) == PyBytes_GET_SIZE(bytes) ||
+          _PyBytes_Resize(&bytes, static_cast<Py_ssize_t>(count)) == 0) {
+        argument = Ref::steal(bytes);
+      }
+    } else {
+      argument = Ref::steal(
+          PyBytes_FromStringAndSize(loop_->scratch(), static_cast<Py_ssize_t>(count)));
+    }
+  }
+  const char* failure = buffered_ ? "Fatal error: protocol.buffer_updated() call failed."
+                                  : "Fatal error: protocol.data_received() call failed.";
+  if (!argument) {
+    fatal_error(PendingError::take(), "Fatal read error on socket transport");
+    return;
+  }
+  py::InContext context(read_context_.get());
+  if (!context.entered() || (!on_data_ && !bind_protocol())) {
+    fatal_error(PendingError::take(), failure);
+    return;
+  }
+  // Held: the protocol may be exchanged from within.
+  Ref method = on_data_.dup();
+  Ref result = Ref::steal(PyObject_CallOneArg(method.get(), argument.get()));
+  if (!result) {
+    fatal_error(PendingError::take(), failure);
+  }
+}
+
+void StreamTransport::on_end_of_stream() {
+  log_debug("%r received EOF");
+  py::InContext context(read_context_.get());
+  Ref protocol = protocol_.dup();
+  Ref keep_open =
+      context.entered()
+          ? Ref::steal(PyObject_CallMethodNoArgs(protocol.get(), loop_->state().str_eof_received))
+          : Ref();
+  const int truth = keep_open ? PyObject_IsTrue(keep_open.get()) : -1;
+  if (truth < 0) {
+    fatal_error(PendingError::take(), "Fatal error: protocol.eof_received() call failed.");
+    return;
+  }
+  if (truth != 0) {
+    // The protocol may still write, but nothing can be received any more.
+    socket_->stop_reading_at_end();
+    return;
+  }
+  Ref closed = Ref::steal(close());
+  if (!closed) {
+    loop_->leave_with_error();
+  }
+}
+
+void StreamTransport::on_receive_error(int error) {
+  py::InContext context(read_context_.get());
+  fatal_error(os_error(error), "Fatal read error on socket transport");
+}
+
+// ---- writing -------------------------------------------------------------------------------------
+
+bool StreamTransport::refuse_write(const char* function, const char* doing) {
+  if (socket_->eof_written()) {
+    PyErr_Format(PyExc_RuntimeError, "Cannot call %s() after write_eof()", function);
+    return true;
+  }
+  if (empty_waiter_) {
+    PyErr_Format(PyExc_RuntimeError, "unable to %s; sendfile is in progress", doing);
+    return true;
+  }
+  return false;
+}
+
+// asyncio's warning about a program that goes on writing into nothing.
+PyObject* StreamTransport::count_lost_write() {
+  if (socket_->lost_count() >= kWarnAfterLostWrites) {
+    ModuleState& state = loop_->state();
+    Ref logged =
+        Ref::steal(PyObject_CallMethodNoArgs(state.support, state.str__log_closed_write));
+    if (!logged) {
+      return nullptr;
+    }
+  }
+  socket_->count_lost_write();
+  return py::none();
+}
+
+void StreamTransport::queue_object(PyObject* bytes, std::size_t offset) {
+  const auto size = static_cast<std::size_t>(PyBytes_GET_SIZE(bytes));
+  Ref owner = Ref::borrow(bytes);
+  socket_->queue(PyBytes_AS_STRING(bytes) + offset, size - offset, bytes);
+  (void)owner.release();  // The queue's now.
+}
+
+PyObject* StreamTransport::write(PyObject* data) {
+  if (!PyBytes_Check(data) && !PyByteArray_Check(data) && !PyMemoryView_Check(data)) {
+#if PY_VERSION_HEX >= 0x030E0000
+    constexpr const char* kMessage =
+        "data argument must be a bytes, bytearray, or memoryview object, not '%.200s'";
+#else
+    constexpr const char* kMessage = "data argument must be a bytes-like object, not '%.200s'";
+#endif
+    PyErr_Format(PyExc_TypeError, kMessage, py::type_name(data));
+    return nullptr;
+  }
+  if (refuse_write("write", "write")) {
+    return nullptr;
+  }
+  const bool exact = PyBytes_CheckExact(data);
+  py::BufferView view;
+  Ref copied;
+  const char* bytes = nullptr;
+  std::size_t size = 0;
+  if (exact) {
+    bytes = PyBytes_AS_STRING(data);
+    size = static_cast<std::size_t>(PyBytes_GET_SIZE(data));
+  } else if (view.acquire(data, PyBUF_SIMPLE)) {
+    bytes = static_cast<const char*>(view.data());
+    size = view.size();
+  } else {
+    // A view with gaps: its bytes, in order.
+    PyErr_Clear();
+    copied = Ref::steal(PyObject_CallMethodNoArgs(data, loop_->state().str_tobytes));
+    if (!copied) {
+      return nullptr;
+    }
+    bytes = PyBytes_AS_STRING(copied.get());
+    size = static_cast<std::size_t>(PyBytes_GET_SIZE(copied.get()));
+  }
+  if (size == 0) {
+    return py::none();
+  }
+  if (socket_->lost_count() != 0) {
+    return count_lost_write();
+  }
+  const std::size_t sent = socket_->begin_write(bytes, size);
+  if (sent == size) {
+    return py::none();
+  }
+  if (exact) {
+    queue_object(data, sent);
+  } else if (copied) {
+    queue_object(copied.get(), sent);
+  } else {
+    Ref rest = Ref::steal(
+        PyBytes_FromStringAndSize(bytes + sent, static_cast<Py_ssize_t>(size - sent)));
+    if (!rest) {
+      // Half of it is out: nothing that follows may be taken for the rest.
+      Ref closed = Ref::steal(force_close(Py_None));
+      return nullptr;
+    }
+    view.release();
+    queue_object(rest.get(), 0);
+  }
+  socket_->end_write();
+  return py::none();
+}
+
+PyObject* StreamTransport::writelines(PyObject* list) {
+  if (refuse_write("writelines", "writelines")) {
+    return nullptr;
+  }
+  Ref sequence = Ref::steal(PySequence_Fast(list, "can only join an iterable"));
+  if (!sequence) {
+    return nullptr;
+  }
+  // All of them are looked at before the first is queued: a bad one leaves nothing half-written.
+  const Py_ssize_t count = PySequence_Fast_GET_SIZE(sequence.get());
+  std::vector<Ref> parts;
+  parts.reserve(static_cast<std::size_t>(count));
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    Ref item = Ref::borrow(PySequence_Fast_GET_ITEM(sequence.get(), i));
+    if (!PyBytes_CheckExact(item.get())) {
+      Ref view = Ref::steal(PyMemoryView_FromObject(item.get()));
+      item = view ? Ref::steal(PyObject_CallMethodNoArgs(view.get(), loop_->state().str_tobytes))
+                  : Ref();
+      if (!item) {
+        return nullptr;
+      }
+    }
+    // An empty part could never be sent.
+    if (PyBytes_GET_SIZE(item.get()) != 0) {
+      parts.push_back(std::move(item));
+    }
+  }
+  if (parts.empty()) {
+    return py::none();
+  }
+  if (socket_->lost_count() != 0) {
+    return count_lost_write();
+  }
+  const bool send_now = socket_->sends_at_once();
+  for (const Ref& part : parts) {
+    queue_object(part.get(), 0);
+  }
+  if (send_now) {
+    socket_->flush();
+  } else {
+    socket_->end_write();
+  }
+  return py::none();
+}
+
+PyObject* StreamTransport::write_eof() {
+  const IoResult result = socket_->write_eof();
+  if (!result.ok()) {
+    errno = result.error;
+    return PyErr_SetFromErrno(PyExc_OSError);
+  }
+  return py::none();
+}
+
+void StreamTransport::on_send_error(int error) {
+  PendingError pending = os_error(error);
+  Ref exception = Ref::borrow(pending.value());
+  fatal_error(std::move(pending), "Fatal write error on socket transport");
+  if (empty_waiter_) {
+    Ref waiter = empty_waiter_.dup();
+    ModuleState& state = loop_->state();
+    Ref result = Ref::steal(PyObject_CallMethodOneArg(waiter.get(), state.str_set_exception,
+                                                      exception.get()));
+    if (!result) {
+      loop_->leave_with_error();
+    }
+  }
+}
+
+void StreamTransport::call_flow_control(PyObject* name, const char* failure) {
+  Ref protocol = protocol_.dup();
+  Ref result = Ref::steal(PyObject_CallMethodNoArgs(protocol.get(), name));
+  if (!result) {
+    loop_->report(failure, PendingError::take(), self_, protocol.get());
+  }
+}
+
+void StreamTransport::on_pause_writing() {
+  call_flow_control(loop_->state().str_pause_writing, "protocol.pause_writing() failed");
+}
+
+void StreamTransport::on_resume_writing() {
+  py::InContext context(read_context_.get());
+  call_flow_control(loop_->state().str_resume_writing, "protocol.resume_writing() failed");
+}
+
+void StreamTransport::on_drained() {
+  if (empty_waiter_) {
+    Ref waiter = empty_waiter_.dup();
+    Ref result = Ref::steal(
+        PyObject_CallMethodOneArg(waiter.get(), loop_->state().str_set_result, Py_None));
+    if (!result) {
+      loop_->leave_with_error();
+    }
+  }
+}
+
+PyObject* StreamTransport::set_limits(PyObject* high, PyObject* low) {
+  Py_ssize_t high_bytes = static_cast<Py_ssize_t>(StreamSocket::kDefaultHighWater);
+  Py_ssize_t low_bytes = 0;
+  const auto number = [](PyObject* value, Py_ssize_t& target) {
+    Ref integer = PyLong_Check(value) ? Ref::borrow(value) : Ref::steal(PyNumber_Long(value));
+    // Null as the exception: what is too large is clamped.
+    target = integer ? PyNumber_AsSsize_t(integer.get(), nullptr) : -1;
+    return static_cast<bool>(integer) && PyErr_Occurred() == nullptr;
+  };
+  if (low != Py_None && !number(low, low_bytes)) {
+    return nullptr;
+  }
+  if (high != Py_None) {
+    if (!number(high, high_bytes)) {
+      return nullptr;
+    }
+  } else if (low != Py_None) {
+    high_bytes = low_bytes > PY_SSIZE_T_MAX / 4 ? PY_SSIZE_T_MAX : low_bytes * 4;
+  }
+  if (low == Py_None) {
+    low_bytes = high_bytes / 4;
+  }
+  if (!(high_bytes >= low_bytes && low_bytes >= 0)) {
+    PyErr_Format(PyExc_ValueError, "high (%zd) must be >= low (%zd) must be >= 0", high_bytes,
+                 low_bytes);
+    return nullptr;
+  }
+  socket_->set_limits(static_cast<std::size_t>(high_bytes), static_cast<std::size_t>(low_bytes));
+  return py::none();
+}
+
+PyObject* StreamTransport::get_limits() {
+  return Py_BuildValue("(nn)", static_cast<Py_ssize_t>(socket_->low_water()),
+                       static_cast<Py_ssize_t>(socket_->high_water()));
+}
+
+// ---- closing -------------------------------------------------------------------------------------
+
+bool StreamTransport::schedule_connection_lost(PyObject* exception) {
+  ModuleState& state = loop_->state();
+  Ref method = Ref::steal(PyObject_GetAttr(self_, state.str__call_connection_lost));
+  return method && loop_->schedule(method.get(), &exception, 1, context_.get());
+}
+
+PyObject* StreamTransport::close() {
+  if (socket_->close() && !schedule_connection_lost(Py_None)) {
+    return nullptr;
+  }
+  return py::none();
+}
+
+PyObject* StreamTransport::force_close(PyObject* exception) {
+  if (socket_->force_close() && !schedule_connection_lost(exception)) {
+    return nullptr;
+  }
+  return py::none();
+}
+
+void StreamTransport::on_closed_after_flush() {
+  py::InContext context(read_context_.get());
+  Ref result = Ref::steal(call_connection_lost(Py_None));
+  if (!result) {
+    loop_->report("Exception in callback StreamTransport._write_ready()", PendingError::take(),
+                  nullptr, nullptr);
+  }
+}
+
+PyObject* StreamTransport::call_connection_lost(PyObject* exception) {
+  if (!descriptor_open()) {
+    return py::none();
+  }
+  ModuleState& state = loop_->state();
+  Ref self = Ref::borrow(self_);
+  Ref protocol = protocol_.dup();
+  PendingError error;
+  if (protocol_connected_ && protocol) {
+    Ref result = Ref::steal(
+        PyObject_CallMethodOneArg(protocol.get(), state.str_connection_lost, exception));
+    if (!result) {
+      error = PendingError::take();
+    }
+  }
+  close_descriptor();
+  loop_->drop_transport(fd_, self_);
+  Ref old_on_data = std::move(on_data_);
+  Ref old_get_buffer = std::move(get_buffer_);
+  Ref old_protocol = std::move(protocol_);
+  Ref server = std::move(server_);
+  if (server && !detach_from_server(state, server.get(), self_) && !error) {
+    error = PendingError::take();
+  }
+  if (empty_waiter_) {
+    Ref waiter = empty_waiter_.dup();
+    Ref failed = Ref::steal(PyObject_CallMethod(state.support, "_fail_empty_waiter", "O",
+                                                waiter.get()));
+    if (!failed && !error) {
+      error = PendingError::take();
+    }
+  }
+  PyErr_Clear();
+  if (error) {
+    error.restore();
+    return nullptr;
+  }
+  return py::none();
+}
+
+PyObject* StreamTransport::make_empty_waiter() {
+  if (empty_waiter_) {
+    PyErr_SetString(PyExc_RuntimeError, "Empty waiter is already set");
+    return nullptr;
+  }
+  socket_->flush();
+  ModuleState& state = loop_->state();
+  Ref keywords = Ref::steal(PyDict_New());
+  Ref nothing = Ref::steal(PyTuple_New(0));
+  if (!keywords || !nothing ||
+      PyDict_SetItem(keywords.get(), state.str_loop, loop_->self()) != 0) {
+    return nullptr;
+  }
+  Ref waiter = Ref::steal(PyObject_Call(state.future_type, nothing.get(), keywords.get()));
+  if (!waiter) {
+    return nullptr;
+  }
+  if (socket_->queued_bytes() == 0) {
+    Ref result =
+        Ref::steal(PyObject_CallMethodOneArg(waiter.get(), state.str_set_result, Py_None));
+    if (!result) {
+      return nullptr;
+    }
+  }
+  empty_waiter_ = waiter.dup();
+  return waiter.release();
+}
+
+// ---- information ---------------------------------------------------------------------------------
+
+// The Python socket behind the transport; made only when somebody asks for it.
+PyObject* StreamTransport::python_socket() {
+  ModuleState& state = loop_->state();
+  if (!python_socket_) {
+    // A descriptor that is closed already gets a closed socket.
+    python_socket_ = Ref::steal(PyObject_CallMethod(state.support, "_socket_from", "i",
+                                                    descriptor_open() ? fd_ : -1));
+  }
+  return python_socket_ ? py::new_ref(python_socket_.get()) : nullptr;
+}
+
+PyObject* StreamTransport::extra_dict() {
+  ModuleState& state = loop_->state();
+  PyObject*& extra = reinterpret_cast<AsyncioTransport*>(self_)->extra;
+  if (extra == nullptr) {
+    extra = PyDict_New();
+    if (extra == nullptr) {
+      return nullptr;
+    }
+  }
+  const auto add = [&](PyObject* name, auto make) {
+    const int known = PyDict_Contains(extra, name);
+    if (known != 0) {
+      return known > 0;
+    }
+    Ref value = Ref::steal(make());
+    return value && PyDict_SetItem(extra, name, value.get()) == 0;
+  };
+  const bool complete =
+      add(state.str_socket,
+          [&]() -> PyObject* {
+            Ref sock = Ref::steal(python_socket());
+            return sock ? PyObject_CallMethodOneArg(state.support, state.str__transport_socket,
+                                                    sock.get())
+                        : nullptr;
+          }) &&
+      add(state.str_sockname, [&] { return local_address_.object(); }) &&
+      add(state.str_peername, [&] { return peer_address_.object(); });
+  return complete ? py::new_ref(extra) : nullptr;
+}
+
+PyObject* StreamTransport::get_extra_info(PyObject* name, PyObject* fallback) {
+  ModuleState& state = loop_->state();
+  PyObject* extra = reinterpret_cast<AsyncioTransport*>(self_)->extra;
+  if (extra != nullptr) {
+    PyObject* value = PyDict_GetItemWithError(extra, name);
+    if (value != nullptr) {
+      return py::new_ref(value);
+    }
+    if (PyErr_Occurred() != nullptr) {
+      return nullptr;
+    }
+  }
+  if (!PyUnicode_Check(name)) {
+    return py::new_ref(fallback);
+  }
+  if (PyUnicode_Compare(name, state.str_peername) == 0) {
+    return peer_address_.object();
+  }
+  if (PyUnicode_Compare(name, state.str_sockname) == 0) {
+    return local_address_.object();
+  }
+  if (PyUnicode_Compare(name, state.str_socket) == 0) {
+    socket_->flush();
+    Ref complete = Ref::steal(extra_dict());
+    return complete ? py::new_ref(PyDict_GetItemWithError(complete.get(), name)) : nullptr;
+  }
+  return py::new_ref(fallback);
+}
+
+// ---- making one ----------------------------------------------------------------------------------
+
+bool ensure_no_transport(Loop& loop, int fd, PyObject* object) {
+  PyObject* transport = loop.transport_at(fd);
+  if (transport == nullptr || transport_of(transport).socket().is_closing() ||
+      transport_of(transport).lent()) {
+    return true;
+  }
+  PyErr_Format(PyExc_RuntimeError, "File descriptor %R is used by transport %R", object, transport);
+  return false;
+}
+
+PyObject* new_stream_transport(Loop& loop, int fd, const TransportSpec& spec) {
+  Ref self = Ref::steal(allocate_stream_transport(loop));
+  if (!self) {
+    return nullptr;
+  }
+  StreamTransport& transport = transport_of(self.get());
+  if (!transport.open(UniqueFd(fd), spec, nullptr)) {
+    PendingError error = PendingError::take();
+    transport.give_back();
+    error.restore();
+    return nullptr;
+  }
+  return self.release();
+}
+
+PyObject* accept_stream_transport(Loop& loop, UniqueFd fd, const os::SocketAddress& peer,
+                                  const TransportSpec& spec) {
+  Ref self = Ref::steal(allocate_stream_transport(loop));
+  if (!self) {
+    return nullptr;
+  }
+  StreamTransport& transport = transport_of(self.get());
+  if (!transport.open(std::move(fd), spec, &peer)) {
+    PendingError error = PendingError::take();
+    transport.give_back();
+    error.restore();
+    return nullptr;
+  }
+  return self.release();
+}
+
+}  // namespace cpploop

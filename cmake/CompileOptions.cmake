@@ -1,0 +1,55 @@
+# Flags shared by everything we compile; they reach a target through the interface library
+# cpploop_options, never through global variables.
+include_guard(GLOBAL)
+
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+# There are no modules here, and newer CMakes would scan every source for them.
+set(CMAKE_CXX_SCAN_FOR_MODULES OFF)
+set(CMAKE_CXX_VISIBILITY_PRESET hidden)
+set(CMAKE_VISIBILITY_INLINES_HIDDEN ON)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+# -g with -O3: the symbols go to a side file after linking (see Extension.cmake).
+set(CMAKE_CXX_FLAGS_RELEASE "-O3 -DNDEBUG -g")
+# Assertions stay on in the builds that tests run.
+set(CMAKE_CXX_FLAGS_RELWITHDEBINFO "-O2 -g")
+
+add_library(cpploop_options INTERFACE)
+target_compile_options(cpploop_options INTERFACE
+  -Wall -Wextra -Wshadow -Wconversion -Wnon-virtual-dtor
+  # Profilers walk the stack of a running server; one register is a fair price.
+  -fno-omit-frame-pointer)
+# What is shipped names no folder of the machine that built it.
+target_compile_options(cpploop_options INTERFACE
+  $<$<CONFIG:Release>:-ffile-prefix-map=${CMAKE_CURRENT_SOURCE_DIR}/=>)
+if(CPPLOOP_WERROR)
+  target_compile_options(cpploop_options INTERFACE -Werror)
+endif()
+if(CPPLOOP_BUILD_TESTS OR CPPLOOP_BUILD_FUZZ OR CPPLOOP_SANITIZE)
+  target_compile_definitions(cpploop_options INTERFACE _GLIBCXX_ASSERTIONS=1)
+endif()
+
+if(CPPLOOP_SANITIZE)
+  set(sanitize_flags "-fsanitize=${CPPLOOP_SANITIZE}")
+  if(CPPLOOP_SANITIZE MATCHES "undefined")
+    # A finding must end the test, and UBSan by default only prints it.
+    list(APPEND sanitize_flags -fno-sanitize-recover=undefined)
+  endif()
+  target_compile_options(cpploop_options INTERFACE ${sanitize_flags})
+  target_link_options(cpploop_options INTERFACE ${sanitize_flags})
+endif()
+
+set(CPPLOOP_LTO_USED OFF)
+if(CPPLOOP_LTO)
+  include(CheckIPOSupported)
+  check_ipo_supported(RESULT CPPLOOP_LTO_USED OUTPUT lto_problem LANGUAGES CXX)
+  if(NOT CPPLOOP_LTO_USED)
+    message(STATUS "cpploop: this compiler cannot optimise while linking, so CPPLOOP_LTO has no effect")
+  endif()
+endif()
+
+function(cpploop_enable_lto target)
+  set_property(TARGET ${target} PROPERTY INTERPROCEDURAL_OPTIMIZATION ${CPPLOOP_LTO_USED})
+endfunction()

@@ -1,0 +1,47 @@
+"""cpploop: the asyncio event loop with a modern C++ engine.
+
+    asyncio.run(main(), loop_factory=cpploop.new_event_loop)   # Python 3.12 and later
+    cpploop.run(main())                                        # any Python
+    uvicorn app:app --loop cpploop:new_event_loop              # any server that takes a factory
+    python -m cpploop app.py                                   # any program, unchanged
+
+Importing this package changes nothing.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+
+from . import _native
+from ._loop import Loop
+from ._policy import EventLoopPolicy, install
+from ._run import new_event_loop, run
+
+EventLoop = Loop
+
+__version__: str = _native.__version__
+
+__all__ = (
+    "EventLoop",
+    "EventLoopPolicy",
+    "Loop",
+    "__version__",
+    "build_info",
+    "install",
+    "new_event_loop",
+    "run",
+)
+
+
+def build_info() -> dict[str, object]:
+    """What this build is and what it has settled on in this process, for bug reports.
+
+    Keys: version, compiler, python (built for), free_threaded, backend, timed_wait, running_python,
+    platform.
+    """
+    return {
+        **_native.build_info(),
+        "running_python": sys.version,
+        "platform": platform.platform(),
+    }

@@ -1,0 +1,270 @@
+"""The public loop: cpploop's native mechanism in front of asyncio's own Python.
+
+What happens per callback or per packet is native (``_native.Loop``). What happens once per
+connection or once per loop is the running Python's own ``asyncio.SelectorEventLoop``, inherited
+and not copied, so that it behaves as that very Python does. This module joins the two: it says
+where the native half stands in for a hook of asyncio's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import selectors
+import socket
+import ssl
+import sys
+import threading
+import warnings
+import weakref
+from asyncio import base_events, constants, events, selector_events, sslproto
+from asyncio.log import logger
+from collections.abc import Callable
+from typing import Any
+
+from . import _native
+
+_SERVES_IN_CONTEXT = sys.version_info >= (3, 15)
+
+
+class _SelectorView:
+    """What asyncio's code reads of ``loop._selector``: which descriptors are watched, for what."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = weakref.ref(loop)
+
+    def get_key(self, fileobj: Any) -> selectors.SelectorKey:
+        loop = self._loop()
+        mask = 0 if loop is None or loop.is_closed() else loop._watched(fileobj)
+        if not mask:
+            raise KeyError(f"{fileobj!r} is not registered")
+        fd = fileobj if isinstance(fileobj, int) else fileobj.fileno()
+        return selectors.SelectorKey(fileobj, fd, mask, None)
+
+
+class Loop(_native.Loop, asyncio.SelectorEventLoop):
+    """An asyncio event loop with a native engine.
+
+    Make one with ``cpploop.new_event_loop()``, or hand that function to ``asyncio.run``,
+    ``asyncio.Runner`` or a server as their loop factory. Everything that ``asyncio``'s own loop
+    does, this one does in the same way; one thread runs it at a time.
+    """
+
+    def __init__(self) -> None:
+        # The engine is the selector; asyncio's constructor would make one of its own for None.
+        super().__init__(_SelectorView(self))  # type: ignore[arg-type]
+        self._listeners: dict[int, _native.Listener] = {}
+
+    # ---- running ----
+
+    def run_forever(self) -> None:
+        """Run until stop() is called (asyncio's loop.run_forever)."""
+        self._check_closed()
+        self._check_running()
+        self._set_coroutine_origin_tracking(self._debug)
+        hooks = sys.get_asyncgen_hooks()
+        try:
+            self._thread_id = threading.get_ident()
+            sys.set_asyncgen_hooks(
+                firstiter=self._asyncgen_firstiter_hook,
+                finalizer=self._asyncgen_finalizer_hook,
+            )
+            events._set_running_loop(self)
+            self._run()
+        finally:
+            self._stopping = False
+            self._thread_id = None
+            events._set_running_loop(None)
+            self._set_coroutine_origin_tracking(False)
+            sys.set_asyncgen_hooks(*hooks)
+
+    def close(self) -> None:
+        """Drop what is queued and release everything (asyncio's loop.close).
+
+        RuntimeError while the loop runs. A second call does nothing.
+        """
+        forked = self._forked()
+        if self.is_running() and not forked:
+            raise RuntimeError("Cannot close a running event loop")
+        if self.is_closed():
+            return
+        if self._debug:
+            logger.debug("Close %r", self)
+        if not forked:
+            self._stop_listeners()
+        self._close_self_pipe()
+        self._close()
+        self._selector = None
+        self._executor_shutdown_called = True
+        executor = self._default_executor
+        if executor is not None:
+            self._default_executor = None
+            if not forked:
+                executor.shutdown(wait=False)
+        if forked:
+            # The handlers and the wake-up descriptor are the parent's arrangement.
+            self._signal_handlers.clear()
+            return
+        self._remove_all_signal_handlers()
+
+    def _remove_all_signal_handlers(self) -> None:
+        if not self._signal_handlers:
+            return
+        if not sys.is_finalizing():
+            for sig in list(self._signal_handlers):
+                self.remove_signal_handler(sig)
+            return
+        warnings.warn(
+            f"Closing the loop {self!r} on interpreter shutdown stage, "
+            f"skipping signal handlers removal",
+            ResourceWarning,
+            source=self,
+        )
+        self._signal_handlers.clear()
+
+    def _add_callback(self, handle: events.Handle) -> None:
+        # The handles of signals are asyncio's own and know their context themselves.
+        if not handle._cancelled:
+            self.call_soon(handle._run)
+
+    # ---- the socket pair that signals write to; made for the first signal handler ----
+
+    def add_signal_handler(self, sig: int, callback: Callable[..., object], *args: Any) -> None:
+        """Call callback(*args) in the loop when a signal comes (asyncio's method)."""
+        self._check_closed()
+        if self._csock is None:
+            super()._make_self_pipe()
+            self._internal_fds -= 1
+        super().add_signal_handler(sig, callback, *args)
+
+    def _make_self_pipe(self) -> None:
+        # asyncio's constructor wants one for waking the loop. The engine has its own descriptor for
+        # that, which is the one counted here.
+        self._ssock: socket.socket | None = None
+        self._csock: socket.socket | None = None
+        self._internal_fds += 1
+
+    def _close_self_pipe(self) -> None:
+        self._internal_fds -= 1
+        if self._ssock is None or self._csock is None:
+            return
+        self._remove_reader(self._ssock.fileno())
+        self._ssock.close()
+        self._ssock = None
+        self._csock.close()
+        self._csock = None
+
+    # ---- serving ----
+
+    def _start_serving(
+        self,
+        protocol_factory: Callable[[], asyncio.BaseProtocol],
+        sock: socket.socket,
+        sslcontext: ssl.SSLContext | None = None,
+        server: base_events.Server | None = None,
+        backlog: int = 100,
+        ssl_handshake_timeout: float | None = constants.SSL_HANDSHAKE_TIMEOUT,
+        ssl_shutdown_timeout: float | None = constants.SSL_SHUTDOWN_TIMEOUT,
+        context: contextvars.Context | None = None,
+    ) -> None:
+        fd = sock.fileno()
+        accept_tls = None
+        if sslcontext is not None:
+
+            def accept_tls(
+                conn: socket.socket, address: Any, conn_context: contextvars.Context | None
+            ) -> None:
+                if self._debug:
+                    logger.debug("%r got a new connection from %r: %r", server, address, conn)
+                conn.setblocking(False)
+                extra = {"peername": address}
+                arguments: dict[str, Any] = {}
+                if _SERVES_IN_CONTEXT:
+                    arguments["context"] = conn_context
+                accept = self._accept_connection2(
+                    protocol_factory,
+                    conn,
+                    extra,
+                    sslcontext,
+                    server,
+                    ssl_handshake_timeout,
+                    ssl_shutdown_timeout,
+                    **arguments,
+                )
+                self.create_task(accept, **arguments)
+
+        old = self._listeners.pop(fd, None)
+        if old is not None:
+            old.stop()
+        self._listeners[fd] = _native.Listener(
+            self, sock, fd, protocol_factory, server, accept_tls, context, backlog
+        )
+
+    def _stop_serving(self, sock: socket.socket) -> None:
+        listener = self._listeners.pop(sock.fileno(), None)
+        if listener is not None:
+            listener.stop()
+        super()._stop_serving(sock)
+
+    def _stop_listeners(self) -> None:
+        listeners = list(self._listeners.values())
+        self._listeners.clear()
+        for listener in listeners:
+            listener.stop()
+
+    def _make_ssl_transport(
+        self,
+        rawsock: socket.socket,
+        protocol: asyncio.BaseProtocol,
+        sslcontext: ssl.SSLContext | None,
+        waiter: asyncio.Future[None] | None = None,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        extra: dict[str, Any] | None = None,
+        server: base_events.Server | None = None,
+        ssl_handshake_timeout: float | None = constants.SSL_HANDSHAKE_TIMEOUT,
+        ssl_shutdown_timeout: float | None = constants.SSL_SHUTDOWN_TIMEOUT,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.Transport:
+        self._ensure_fd_no_transport(rawsock)
+        ssl_protocol: Any = sslproto.SSLProtocol(
+            self,
+            protocol,
+            sslcontext,
+            waiter,
+            server_side,
+            server_hostname,
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
+        )
+        self._make_socket_transport(
+            rawsock, ssl_protocol, extra=extra, server=server, context=context
+        )
+        transport: asyncio.Transport = ssl_protocol._app_transport
+        return transport
+
+    # ---- sendfile ----
+
+    async def _sendfile_native(
+        self, transp: Any, file: Any, offset: int, count: int | None
+    ) -> int:
+        """Send a file by the kernel, behind what the transport has queued."""
+        resume_reading = transp.is_reading()
+        transp.pause_reading()
+        transp._lend(True)
+        await transp._make_empty_waiter()
+        try:
+            return await self.sock_sendfile(transp._sock, file, offset, count, fallback=False)
+        finally:
+            transp._reset_empty_waiter()
+            transp._lend(False)
+            if resume_reading:
+                transp.resume_reading()
+
+
+# Named so that a missing hook of asyncio's is an error at import and not in production: these are
+# what this module stands in for.
+for _hook in ("_start_serving", "_stop_serving", "_make_ssl_transport", "_accept_connection2"):
+    if not hasattr(selector_events.BaseSelectorEventLoop, _hook):
+        raise ImportError(f"cpploop does not know this Python: asyncio's loop has no {_hook}")

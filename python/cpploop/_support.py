@@ -1,0 +1,97 @@
+"""What the native code asks of Python: rare events that read better here than in C++.
+
+Nothing in this module runs per callback or per packet. The texts are asyncio's, so that programs
+that look for them in logs find them.
+"""
+
+from __future__ import annotations
+
+import socket
+import warnings
+from asyncio import Future, Handle, constants, format_helpers, trsock
+from asyncio.log import logger
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ._loop import Loop
+    from ._native import Listener, StreamTransport
+
+SENDFILE_TRY_NATIVE = constants._SendfileMode.TRY_NATIVE
+
+
+def _describe_callback(handle: Handle, debug: bool) -> str:
+    describe: Any = format_helpers._format_callback_source
+    try:
+        return str(describe(handle._callback, handle._args, debug=debug))
+    except TypeError:
+        # Before Python 3.12.4 the function shows the arguments always.
+        return str(describe(handle._callback, handle._args))
+
+
+def _callback_failed(loop: Loop, handle: Handle, exc: BaseException) -> None:
+    """Report a callback that raised, as asyncio.Handle._run() does."""
+    context: dict[str, Any] = {
+        "message": f"Exception in callback {_describe_callback(handle, loop.get_debug())}",
+        "exception": exc,
+        "handle": handle,
+    }
+    if handle._source_traceback:
+        context["source_traceback"] = handle._source_traceback
+    loop.call_exception_handler(context)
+
+
+def log_if_slow(loop: Loop, what: object, seconds: float) -> None:
+    """Log a callback that blocked the loop for long (debug mode)."""
+    if seconds >= loop.slow_callback_duration:
+        from asyncio.base_events import _format_handle
+
+        text = _format_handle(what) if isinstance(what, Handle) else repr(what)
+        logger.warning("Executing %s took %.3f seconds", text, seconds)
+
+
+def _log_closed_write() -> None:
+    logger.warning("socket.send() raised exception.")
+
+
+def _log_fatal_error(transport: StreamTransport, message: str, exc: BaseException) -> None:
+    logger.debug("%r: %s", transport, message, exc_info=exc)
+
+
+def _log_debug(text: str, transport: StreamTransport) -> None:
+    logger.debug(text, transport)
+
+
+def _unclosed(transport: StreamTransport) -> None:
+    warnings.warn(f"unclosed transport {transport!r}", ResourceWarning, source=transport)
+
+
+def _fail_empty_waiter(waiter: Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_exception(ConnectionError("Connection is closed by peer"))
+
+
+def _socket_from(fd: int) -> socket.socket:
+    """A socket object for a descriptor, or a closed one for -1."""
+    if fd >= 0:
+        return socket.socket(fileno=fd)
+    sock = socket.socket()
+    sock.close()
+    return sock
+
+
+def _transport_socket(sock: socket.socket) -> trsock.TransportSocket:
+    return trsock.TransportSocket(sock)
+
+
+def _accept_exhausted(
+    loop: Loop, listener: Listener, sock: socket.socket, exc: OSError
+) -> None:
+    """Report that accept() ran out of descriptors or memory, and try again in a while."""
+    loop.call_exception_handler(
+        {
+            "message": "socket.accept() out of system resource",
+            "exception": exc,
+            "socket": trsock.TransportSocket(sock),
+        }
+    )
+    loop.call_later(constants.ACCEPT_RETRY_DELAY, listener.resume)

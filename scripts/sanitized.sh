@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Runs tests under sanitizers.
+#   scripts/sanitized.sh core asan|tsan [JOBS]       the engine's tests, by CMake preset
+#   scripts/sanitized.sh python NAME [PYTEST ARG...] the Python tests with an instrumented extension in
+#                                                    the ordinary interpreter NAME (see pythons.sh)
+set -euo pipefail
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$repo"
+
+case ${1:?core or python} in
+  core)
+    preset=${2:?preset} jobs=${3:-2}
+    scripts/need.sh compiler cmake ninja gtest
+    cmake --preset "$preset" --log-level=WARNING
+    cmake --build --preset "$preset" -j "$jobs"
+    # ThreadSanitizer of GCC 12 cannot place its shadow under a large address randomisation.
+    plain=()
+    if [[ $preset == tsan ]] && setarch -R true 2>/dev/null; then plain=(setarch -R); fi
+    "${plain[@]}" scripts/ctest.sh "$preset" "$jobs"
+    ;;
+  python)
+    name=${2:?NAME}
+    shift 2
+    venv=build/venvs/asan
+    scripts/venv.sh --sanitize address,undefined "$name" "$venv"
+    # The interpreter is not instrumented, so the runtime must come first; and without libstdc++
+    # beside it the runtime finds no real __cxa_throw, and every C++ exception ends the process.
+    compiler=${CXX:-g++}
+    # shellcheck disable=SC2086
+    export LD_PRELOAD="$($compiler -print-file-name=libasan.so) $($compiler -print-file-name=libstdc++.so)"
+    # pymalloc would hide overflows inside its arenas. CPython itself leaks at exit by design.
+    export PYTHONMALLOC=malloc
+    export ASAN_OPTIONS=detect_leaks=0:strict_string_checks=1:abort_on_error=1
+    export UBSAN_OPTIONS=print_stacktrace=1
+    # The tests multiply their time-outs by it: instrumented code runs two to four times slower.
+    export CPPLOOP_TIME_SCALE=${CPPLOOP_TIME_SCALE:-4}
+    "$venv/run" "$venv/bin/python" -m pytest "$@"
+    ;;
+  *)
+    echo "usage: scripts/sanitized.sh core asan|tsan [JOBS] | python NAME [PYTEST ARG...]" >&2
+    exit 2
+    ;;
+esac

@@ -1,0 +1,286 @@
+#include "core/os/socket_ops.h"
+
+#include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <pthread.h>
+#include <sys/un.h>
+
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <climits>
+#include <csignal>
+#include <string>
+#include <thread>
+
+#include "core/os/clock.h"
+#include "tests/core/support.h"
+
+namespace cpploop {
+namespace {
+
+using testing::socket_pair;
+using testing::SocketPair;
+using testing::some_fd;
+
+// Interrupts system calls of the calling thread until it is destroyed. The handler is installed
+// without SA_RESTART, so that every blocking call returns EINTR.
+class SignalStorm {
+ public:
+  SignalStorm() {
+    struct sigaction action{};
+    action.sa_handler = [](int) { signals_.fetch_add(1); };
+    ::sigaction(SIGUSR1, &action, &before_);
+    const pthread_t target = ::pthread_self();
+    sender_ = std::thread([this, target] {
+      while (!over_.load()) {
+        ::pthread_kill(target, SIGUSR1);
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      }
+    });
+  }
+  ~SignalStorm() {
+    over_.store(true);
+    sender_.join();
+    ::sigaction(SIGUSR1, &before_, nullptr);
+  }
+  SignalStorm(const SignalStorm&) = delete;
+  SignalStorm& operator=(const SignalStorm&) = delete;
+
+  [[nodiscard]] static int signals() { return signals_.load(); }
+
+ private:
+  static inline std::atomic<int> signals_{0};
+  std::atomic<bool> over_{false};
+  struct sigaction before_{};
+  std::thread sender_;
+};
+
+class ForcedPrecision {
+ public:
+  explicit ForcedPrecision(os::WaitPrecision precision) : before_(os::wait_precision()) {
+    os::force_wait_precision(precision);
+  }
+  ~ForcedPrecision() { os::force_wait_precision(before_); }
+  ForcedPrecision(const ForcedPrecision&) = delete;
+  ForcedPrecision& operator=(const ForcedPrecision&) = delete;
+
+ private:
+  os::WaitPrecision before_;
+};
+
+[[nodiscard]] UniqueFd new_epoll() { return UniqueFd(static_cast<int>(os::epoll_create().value)); }
+
+TEST(SocketOps, ReceivesWhatWasSent) {
+  const SocketPair pair = socket_pair();
+  EXPECT_EQ(os::send(pair.near_end.get(), "hello", 5).value, 5);
+  std::array<char, 16> buffer{};
+  const IoResult result = os::receive(pair.far_end.get(), buffer.data(), buffer.size());
+  EXPECT_TRUE(result.ok());
+  EXPECT_EQ(std::string(buffer.data(), 5), "hello");
+  EXPECT_EQ(result.value, 5);
+}
+
+TEST(SocketOps, ReceivingFromAnEmptySocketWouldBlock) {
+  const SocketPair pair = socket_pair();
+  char byte = 0;
+  const IoResult result = os::receive(pair.near_end.get(), &byte, 1);
+  EXPECT_FALSE(result.ok());
+  EXPECT_TRUE(result.would_block());
+}
+
+TEST(SocketOps, SendingToAClosedPeerIsAnErrorAndNoSignal) {
+  SocketPair pair = socket_pair();
+  pair.far_end.reset();
+  EXPECT_EQ(os::send(pair.near_end.get(), "x", 1).error, EPIPE);
+  const iovec part{const_cast<char*>("x"), 1};
+  EXPECT_EQ(os::send_vector(pair.near_end.get(), &part, 1).error, EPIPE);
+}
+
+TEST(SocketOps, VectorsLongerThanTheKernelTakesAreSentInPart) {
+  const SocketPair pair = socket_pair();
+  std::string byte = "x";
+  const std::vector<iovec> parts(IOV_MAX + 10, iovec{byte.data(), 1});
+  EXPECT_EQ(os::send_vector(pair.near_end.get(), parts.data(), parts.size()).value, IOV_MAX);
+}
+
+TEST(SocketOps, ShuttingDownEndsThePeersStream) {
+  const SocketPair pair = socket_pair();
+  EXPECT_TRUE(os::shutdown_write(pair.near_end.get()).ok());
+  char byte = 0;
+  const IoResult result = os::receive(pair.far_end.get(), &byte, 1);
+  EXPECT_TRUE(result.ok());
+  EXPECT_EQ(result.value, 0);
+}
+
+TEST(SocketOps, BlockingReceiveIsRetriedWhenASignalInterruptsIt) {
+  int fds[2] = {-1, -1};
+  ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
+  const UniqueFd near_end(fds[0]);
+  const UniqueFd far_end(fds[1]);
+  const int before = SignalStorm::signals();
+  const SignalStorm storm;
+  std::thread peer([&] {
+    while (SignalStorm::signals() < before + 10) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    (void)os::send(far_end.get(), "late", 4);
+  });
+  std::array<char, 8> buffer{};
+  const IoResult result = os::receive(near_end.get(), buffer.data(), buffer.size());
+  peer.join();
+  EXPECT_EQ(result.error, 0);
+  EXPECT_EQ(result.value, 4);
+}
+
+TEST(SocketOps, AcceptedDescriptorsAreNonBlockingAndCloseOnExec) {
+  const UniqueFd listener(::socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  os::SocketAddress address;
+  auto* inet = reinterpret_cast<sockaddr_in*>(&address.storage);
+  inet->sin_family = AF_INET;
+  inet->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  address.length = sizeof(sockaddr_in);
+  ASSERT_EQ(::bind(listener.get(), address.get(), address.length), 0);
+  ASSERT_EQ(::listen(listener.get(), 8), 0);
+  ASSERT_TRUE(os::local_address(listener.get(), address).ok());
+  os::SocketAddress peer;
+  EXPECT_TRUE(os::accept(listener.get(), peer).would_block());
+
+  const UniqueFd client(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  ASSERT_TRUE(os::connect(client.get(), address).ok());
+  const IoResult result = os::accept(listener.get(), peer);
+  ASSERT_TRUE(result.ok());
+  const UniqueFd accepted(static_cast<int>(result.value));
+  EXPECT_NE(::fcntl(accepted.get(), F_GETFL) & O_NONBLOCK, 0);
+  EXPECT_NE(::fcntl(accepted.get(), F_GETFD) & FD_CLOEXEC, 0);
+  os::SocketAddress local;
+  ASSERT_TRUE(os::local_address(client.get(), local).ok());
+  EXPECT_EQ(peer.family(), AF_INET);
+  EXPECT_EQ(reinterpret_cast<sockaddr_in*>(&peer.storage)->sin_port,
+            reinterpret_cast<sockaddr_in*>(&local.storage)->sin_port);
+  os::SocketAddress asked;
+  ASSERT_TRUE(os::peer_address(accepted.get(), asked).ok());
+  EXPECT_EQ(asked.length, peer.length);
+
+  os::set_no_delay(accepted.get());
+  int no_delay = 0;
+  socklen_t size = sizeof(no_delay);
+  ASSERT_EQ(::getsockopt(accepted.get(), IPPROTO_TCP, TCP_NODELAY, &no_delay, &size), 0);
+  EXPECT_NE(no_delay, 0);
+}
+
+TEST(SocketOps, NoDelayOnAUnixSocketIsHarmless) {
+  const SocketPair pair = socket_pair();
+  os::set_no_delay(pair.near_end.get());
+}
+
+TEST(SocketOps, ConnectingToNobodyIsRefused) {
+  const UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  os::SocketAddress address;
+  auto* local = reinterpret_cast<sockaddr_un*>(&address.storage);
+  local->sun_family = AF_UNIX;
+  // An abstract name (its first byte is zero) that nobody has.
+  const std::string name = "cpploop-nobody-" + std::to_string(::getpid());
+  name.copy(local->sun_path + 1, name.size());
+  address.length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + name.size());
+  EXPECT_EQ(os::connect(fd.get(), address).error, ECONNREFUSED);
+}
+
+TEST(SocketOps, PendingErrorOfWhatIsNoSocketIsAnErrno) {
+  const UniqueFd fd = some_fd();
+  EXPECT_EQ(os::pending_error(fd.get()), ENOTSOCK);
+  EXPECT_EQ(os::pending_error(-1), EBADF);
+}
+
+TEST(SocketOps, AddressWithoutLengthHasNoFamily) {
+  EXPECT_EQ(os::SocketAddress{}.family(), AF_UNSPEC);
+}
+
+TEST(SocketOps, IsOpenKnowsNumbersThatAreNoDescriptors) {
+  UniqueFd fd = some_fd();
+  EXPECT_TRUE(os::is_open(fd.get()));
+  EXPECT_FALSE(os::is_open(-1));
+  EXPECT_FALSE(os::is_open(INT_MAX));
+}
+
+TEST(SocketOps, DrainingAnEventFdTwiceDoesNotBlock) {
+  const UniqueFd fd(static_cast<int>(os::event_fd().value));
+  EXPECT_TRUE(os::event_fd_signal(fd.get()).ok());
+  EXPECT_TRUE(os::event_fd_signal(fd.get()).ok());
+  os::event_fd_drain(fd.get());
+  os::event_fd_drain(fd.get());
+  const UniqueFd epoll = new_epoll();
+  epoll_event event{};
+  ASSERT_EQ(os::epoll_add(epoll.get(), fd.get(), EPOLLIN, 1), 0);
+  EXPECT_EQ(os::epoll_wait(epoll.get(), &event, 1, 0).value, 0);
+}
+
+TEST(SocketOps, EpollRefusesARegularFile) {
+  const UniqueFd file(::open("/proc/self/exe", O_RDONLY | O_CLOEXEC));
+  const UniqueFd epoll = new_epoll();
+  EXPECT_EQ(os::epoll_add(epoll.get(), file.get(), EPOLLIN, 0), EPERM);
+}
+
+// The wait with a time-out, in both of its forms.
+class TimedWait : public ::testing::TestWithParam<os::WaitPrecision> {
+ protected:
+  [[nodiscard]] static IoResult wait_for(std::int64_t timeout_ns) {
+    const UniqueFd epoll = new_epoll();
+    epoll_event event{};
+    return os::epoll_wait(epoll.get(), &event, 1, timeout_ns);
+  }
+
+  ForcedPrecision forced_{GetParam()};
+};
+
+TEST_P(TimedWait, IsNeverShorterThanAsked) {
+  for (const std::int64_t timeout_ns : {1LL, 999'999LL, 1'000'001LL, 3'500'000LL}) {
+    const std::int64_t start = monotonic_now_ns();
+    const IoResult result = wait_for(timeout_ns);
+    EXPECT_TRUE(result.ok());
+    EXPECT_EQ(result.value, 0);
+    EXPECT_GE(monotonic_now_ns() - start, timeout_ns);
+  }
+}
+
+TEST_P(TimedWait, OfZeroOnlyLooks) { EXPECT_TRUE(wait_for(0).ok()); }
+
+TEST_P(TimedWait, ReportsAnInterruptionInsteadOfRetrying) {
+  const SignalStorm storm;
+  EXPECT_EQ(wait_for(30 * kNanosecondsPerSecond).error, EINTR);
+}
+
+TEST_P(TimedWait, WithoutEndReportsAnInterruptionToo) {
+  const SignalStorm storm;
+  EXPECT_EQ(wait_for(-1).error, EINTR);
+}
+
+TEST_P(TimedWait, EndsWhenADescriptorIsReady) {
+  const UniqueFd epoll = new_epoll();
+  const UniqueFd fd(static_cast<int>(os::event_fd().value));
+  ASSERT_EQ(os::epoll_add(epoll.get(), fd.get(), EPOLLIN, 42), 0);
+  (void)os::event_fd_signal(fd.get());
+  epoll_event event{};
+  EXPECT_EQ(os::epoll_wait(epoll.get(), &event, 1, INT64_MAX).value, 1);
+  EXPECT_EQ(event.data.u64, 42U);
+}
+
+TEST_P(TimedWait, KeepsTheFormThatWasForced) {
+  (void)wait_for(1);
+  if (GetParam() == os::WaitPrecision::milliseconds) {
+    EXPECT_EQ(os::wait_precision(), os::WaitPrecision::milliseconds);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Precision, TimedWait,
+                         ::testing::Values(os::WaitPrecision::nanoseconds,
+                                           os::WaitPrecision::milliseconds),
+                         [](const auto& param_info) {
+                           return param_info.param == os::WaitPrecision::nanoseconds
+                                      ? "Nanoseconds"
+                                      : "Milliseconds";
+                         });
+
+}  // namespace
+}  // namespace cpploop

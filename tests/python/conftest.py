@@ -1,0 +1,74 @@
+"""Fixtures that run every behaviour test on asyncio (the oracle) and on cpploop.
+
+Environment:
+
+``CPPLOOP_TESTS=asyncio`` or ``=cpploop`` selects one loop; by default both run, and a cpploop
+that cannot be imported fails its tests rather than hiding them.
+``CPPLOOP_TIME_SCALE=4`` multiplies every time-out (sanitizer builds, slow machines).
+``CPPLOOP_LONG=1`` turns the short soak tests into their full length.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import support
+
+# A test that hangs is killed by pytest-timeout; support.run's own time-out, which is shorter and
+# tells what was going on, normally comes first.
+CEILING_S = 60.0
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.pluginmanager.hasplugin("timeout"):
+        config.addinivalue_line("markers", "timeout(seconds): needs pytest-timeout to have effect")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(CEILING_S * support.TIME_SCALE))
+
+
+@pytest.fixture(params=support.selected_loops())
+def loop_name(request: pytest.FixtureRequest) -> str:
+    """The name of the loop under test: "asyncio" or "cpploop"."""
+    name: str = request.param
+    try:
+        support.factory(name)
+    except ImportError as exc:
+        pytest.fail(f"the loop under test cannot be imported: {exc}", pytrace=False)
+    return name
+
+
+@pytest.fixture
+def loop_factory(loop_name: str) -> support.LoopFactory:
+    """A callable that makes a new event loop; the test runs once per loop."""
+    return support.factory(loop_name)
+
+
+@pytest.fixture
+def run(loop_factory: support.LoopFactory) -> Callable[..., Any]:
+    """``support.run`` bound to the loop under test: ``run(main)``, ``run(main, debug=True)``."""
+    return functools.partial(support.run, loop_factory)
+
+
+@pytest.fixture(scope="session")
+def certs(tmp_path_factory: pytest.TempPathFactory) -> support.Certificates:
+    """A certificate authority and a server certificate for localhost, made once per process."""
+    return support.make_certificates(tmp_path_factory.mktemp("certs"))
+
+
+@pytest.fixture
+def short_tmp() -> Iterator[Path]:
+    """A directory whose name is short enough for Unix socket paths (at most 107 bytes)."""
+    with support.short_directory() as path:
+        yield path

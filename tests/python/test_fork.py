@@ -1,0 +1,456 @@
+"""A loop that finds itself in a forked child (design decision 15)."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+
+import pytest
+import support
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+# Every script runs in a process of its own: forking pytest would take its threads along.
+PRELUDE = """
+import asyncio, gc, os, signal, socket, sys, threading, time, warnings
+warnings.simplefilter("ignore")
+
+def in_child(function, *args):
+    \"\"\"Run FUNCTION in a forked child; returns what it printed and its exit status.\"\"\"
+    reader, writer = os.pipe()
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.dup2(writer, 1)
+            signal.alarm(20)
+            function(*args)
+            sys.stdout.flush()
+            status = 0
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    os.close(writer)
+    data = b""
+    while chunk := os.read(reader, 65536):
+        data += chunk
+    os.close(reader)
+    _, status = os.waitpid(pid, 0)
+    return data.decode(), os.waitstatus_to_exitcode(status)
+
+def attempt(call):
+    try:
+        return call()
+    except RuntimeError as exc:
+        return f"RuntimeError: {exc}"
+"""
+
+
+def script(source: str, loop: str) -> str:
+    result = support.run_script(PRELUDE + textwrap.dedent(source), loop=loop, timeout=60)
+    assert "Traceback" not in result.stderr, result.stderr
+    return result.stdout
+
+
+def test_a_new_loop_in_the_child(loop_name: str) -> None:
+    """What prefork servers do: the parent has a loop, each child makes its own."""
+    source = """
+        loop = factory()
+        loop.run_until_complete(asyncio.sleep(0))
+
+        def child():
+            own = factory()
+            own.run_until_complete(asyncio.sleep(0.01))
+            print("child's loop ran")
+            own.close()
+
+        print(in_child(child))
+        loop.run_until_complete(asyncio.sleep(0.01))
+        loop.close()
+        print("parent's loop still runs")
+        """
+    out = script(source, loop_name)
+    assert out == "(\"child's loop ran\\n\", 0)\nparent's loop still runs\n"
+
+
+def test_the_child_of_a_running_loop_has_none(loop_name: str) -> None:
+    source = """
+        def child():
+            print(asyncio._get_running_loop())
+            own = factory()
+            own.run_until_complete(asyncio.sleep(0.01))
+            own.close()
+            print("own loop ran")
+
+        async def main():
+            print(in_child(child))
+            await asyncio.sleep(0.01)
+            print("parent goes on")
+
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(main())
+        """
+    assert script(source, loop_name) == "('None\\nown loop ran\\n', 0)\nparent goes on\n"
+
+
+def test_closing_the_inherited_loop_leaves_the_parents_alone(loop_name: str) -> None:
+    """Registrations, timers, wake-ups and transports of the parent survive the child's close()."""
+    source = """
+        async def main():
+            loop = asyncio.get_running_loop()
+            first, second = socket.socketpair()
+            third, fourth = socket.socketpair()
+            for sock in (first, second, third, fourth):
+                sock.setblocking(False)
+            reads = []
+            loop.add_reader(first, lambda: reads.append(first.recv(10)))
+            reader, writer = await asyncio.open_connection(sock=third)
+
+            def child():
+                try:
+                    loop.close()
+                except RuntimeError:
+                    # asyncio's own loop is still running, as far as it knows.
+                    pass
+                gc.collect()
+
+            print(in_child(child)[1])
+            second.send(b"reader")
+            fourth.send(b"stream")
+            print(await reader.readexactly(6))
+            writer.write(b"written")
+            await asyncio.sleep(0.05)
+            print(reads, fourth.recv(100))
+            done = loop.create_future()
+            threading.Timer(0.02, loop.call_soon_threadsafe, (done.set_result, "woken")).start()
+            print(await done)
+            loop.remove_reader(first)
+            writer.close()
+            for sock in (first, second, fourth):
+                sock.close()
+
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(main())
+        """
+    assert script(source, loop_name) == "0\nb'stream'\n[b'reader'] b'written'\nwoken\n"
+
+
+def test_every_call_on_the_inherited_loop_raises() -> None:
+    if "cpploop" not in support.selected_loops():
+        pytest.skip("asyncio's own loop does not look")
+    source = """
+        loop = factory()
+        loop.run_until_complete(asyncio.sleep(0))
+        first, second = socket.socketpair()
+
+        def child():
+            calls = {
+                "call_soon": lambda: loop.call_soon(print),
+                "call_soon_threadsafe": lambda: loop.call_soon_threadsafe(print),
+                "call_later": lambda: loop.call_later(1, print),
+                "call_at": lambda: loop.call_at(1, print),
+                "run_forever": loop.run_forever,
+                "run_until_complete": lambda: loop.run_until_complete(asyncio.Future(loop=loop)),
+                "add_reader": lambda: loop.add_reader(first, print),
+                "add_writer": lambda: loop.add_writer(first, print),
+                "run_in_executor": lambda: loop.run_in_executor(None, print),
+            }
+            for name, call in calls.items():
+                result = attempt(call)
+                if not str(result).startswith("RuntimeError"):
+                    print(name, result)
+            loop.close()
+            print(loop.is_closed())
+
+        print(in_child(child))
+        loop.close()
+        """
+    assert script(source, "cpploop") == "('True\\n', 0)\n"
+
+
+def test_closing_while_the_loop_does_not_run() -> None:
+    """The child's close() must not take the parent's registrations out of the shared epoll set."""
+    if "cpploop" not in support.selected_loops():
+        pytest.skip("asyncio's own loop does just that")
+    source = """
+        loop = factory()
+        first, second = socket.socketpair()
+        first.setblocking(False)
+        seen = []
+        loop.add_reader(first, lambda: seen.append(first.recv(10)))
+        loop.call_later(0.02, seen.append, "timer")
+
+        def child():
+            loop.close()
+            loop.close()
+            print(loop.is_closed(), "closed=True" in repr(loop))
+
+        print(in_child(child))
+        threading.Timer(0.05, second.send, (b"x",)).start()
+        threading.Timer(0.1, loop.call_soon_threadsafe, (loop.stop,)).start()
+        loop.run_forever()
+        print(seen)
+        loop.remove_reader(first)
+        loop.close()
+        """
+    assert script(source, "cpploop") == "('True True\\n', 0)\n['timer', b'x']\n"
+
+
+def test_dropping_the_inherited_loop(loop_name: str) -> None:
+    """Deallocation in the child only closes the child's descriptors."""
+    source = """
+        loop = factory()
+        called = []
+        loop.call_later(0.05, called.append, "timer")
+        first, second = socket.socketpair()
+        loop.add_reader(first, lambda: (called.append(first.recv(10)), loop.stop()))
+
+        def child():
+            global loop, first
+            loop = None
+            gc.collect()
+            print("dropped")
+
+        print(in_child(child))
+        loop.call_later(0.1, second.send, b"x")
+        loop.run_forever()
+        print(called)
+        loop.close()
+        """
+    assert script(source, loop_name) == "('dropped\\n', 0)\n['timer', b'x']\n"
+
+
+def test_queued_bytes_are_sent_once(loop_name: str) -> None:
+    """What the parent has buffered is not sent by the child as well."""
+    source = """
+        async def main():
+            first, second = socket.socketpair()
+            second.setblocking(False)
+            reader, writer = await asyncio.open_connection(sock=first)
+            size = 4 << 20
+            writer.write(bytes(range(256)) * (size // 256))
+
+            def child():
+                gc.collect()
+
+            print(in_child(child)[1])
+            received = bytearray()
+            while len(received) < size:
+                try:
+                    received += second.recv(1 << 20)
+                except BlockingIOError:
+                    await asyncio.sleep(0.001)
+            await asyncio.sleep(0.02)
+            try:
+                received += second.recv(1 << 20)
+            except BlockingIOError:
+                pass
+            print(received == bytes(range(256)) * (size // 256))
+            writer.close()
+            second.close()
+
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(main())
+        """
+    assert script(source, loop_name) == "0\nTrue\n"
+
+
+def test_prefork_accepting(loop_name: str) -> None:
+    """gunicorn's shape: one listening socket, several children, each with its own loop."""
+    source = """
+        listener = socket.socket()
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(64)
+        address = listener.getsockname()
+
+        async def serve():
+            async def answer(reader, writer):
+                writer.write(b"%d:" % os.getpid() + await reader.readexactly(4))
+                await writer.drain()
+                writer.close()
+
+            server = await asyncio.start_server(answer, sock=listener)
+            loop = asyncio.get_running_loop()
+            stop = asyncio.Event()
+            loop.add_signal_handler(signal.SIGTERM, stop.set)
+            os.write(ready, b"x")
+            await stop.wait()
+            server.close()
+
+        children = []
+        started, ready = os.pipe()
+        for _ in range(3):
+            pid = os.fork()
+            if pid == 0:
+                status = 1
+                try:
+                    with asyncio.Runner(loop_factory=factory) as runner:
+                        runner.run(serve())
+                    status = 0
+                finally:
+                    os._exit(status)
+            children.append(pid)
+        for _ in children:
+            os.read(started, 1)
+        answers = []
+        for number in range(30):
+            with socket.create_connection(address) as client:
+                client.settimeout(20)
+                client.sendall(b"%04d" % number)
+                data = b""
+                while chunk := client.recv(100):
+                    data += chunk
+                pid, _, echoed = data.partition(b":")
+                answers.append(int(pid) in children and echoed == b"%04d" % number)
+        for pid in children:
+            os.kill(pid, signal.SIGTERM)
+        print(all(answers), [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children])
+        """
+    assert script(source, loop_name) == "True [0, 0, 0]\n"
+
+
+def test_fork_with_executor_threads() -> None:
+    """close() in the child never joins threads that exist only in the parent, and leaves the
+    parent's loop able to wake up, which asyncio's own close() does not."""
+    if "cpploop" not in support.selected_loops():
+        pytest.skip("the child's close() edits the parent's epoll set on asyncio's own loop")
+    source = """
+        loop = factory()
+        loop.run_until_complete(loop.run_in_executor(None, int))
+        loop.run_until_complete(loop.getaddrinfo("localhost", 80))
+
+        def child():
+            loop.close()
+            print("closed")
+
+        print(in_child(child))
+        loop.run_until_complete(loop.run_in_executor(None, int))
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+        """
+    assert script(source, "cpploop") == "('closed\\n', 0)\n"
+
+
+def test_fork_while_other_threads_schedule(loop_name: str) -> None:
+    """The inbox's lock may be held by a thread that the child does not have."""
+    source = """
+        loop = factory()
+        stop = threading.Event()
+
+        def hammer():
+            while not stop.is_set():
+                loop.call_soon_threadsafe(int)
+
+        threads = [threading.Thread(target=hammer) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+
+        def child():
+            own = factory()
+            own.call_soon_threadsafe(own.stop)
+            own.run_forever()
+            own.close()
+
+        statuses = set()
+        for _ in range(20):
+            statuses.add(in_child(child)[1])
+            loop.stop()
+            loop.run_forever()
+        stop.set()
+        for thread in threads:
+            thread.join()
+        loop.close()
+        print(statuses)
+        """
+    assert script(source, loop_name) == "{0}\n"
+
+
+def test_fork_inside_a_callback_and_going_on_in_the_child(loop_name: str) -> None:
+    """A child that returns into the loop's own code must end, not run the parent's loop."""
+    source = """
+        def fork():
+            if os.fork() == 0:
+                signal.alarm(20)
+                os._exit(7)
+            _, status = os.wait()
+            print(os.waitstatus_to_exitcode(status))
+            loop.stop()
+
+        loop = factory()
+        loop.call_soon(fork)
+        loop.run_forever()
+        loop.close()
+        """
+    assert script(source, loop_name) == "7\n"
+
+
+def test_multiprocessing_fork_from_a_running_loop(loop_name: str) -> None:
+    source = f"""
+        import multiprocessing
+        sys.path.insert(0, {support.__file__.rpartition("/")[0]!r})
+
+        def child(queue):
+            with asyncio.Runner(loop_factory=factory) as runner:
+                runner.run(asyncio.sleep(0.01))
+            queue.put("child ran its own loop")
+
+        async def main():
+            context = multiprocessing.get_context("fork")
+            queue = context.SimpleQueue()
+            process = context.Process(target=child, args=(queue,))
+            process.start()
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(None, process.join)
+            print(process.exitcode, queue.get())
+
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(main())
+        """
+    assert script(source, loop_name) == "0 child ran its own loop\n"
+
+
+def test_the_wakeup_fd_is_not_shared(loop_name: str) -> None:
+    """A signal in the child must not wake the parent's loop through an inherited descriptor."""
+    source = """
+        loop = factory()
+        seen = []
+        loop.add_signal_handler(signal.SIGUSR1, seen.append, "parent")
+
+        def child():
+            signal.signal(signal.SIGUSR1, lambda *args: print("child's own handler"))
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+        print(in_child(child))
+        loop.call_later(0.05, loop.stop)
+        loop.run_forever()
+        print(seen)
+        loop.remove_signal_handler(signal.SIGUSR1)
+        loop.close()
+        """
+    out = script(source, loop_name)
+    first, second = out.splitlines()
+    assert first == "(\"child's own handler\\n\", 0)"
+    if loop_name == "cpploop":
+        assert second == "[]"
+
+
+def test_no_warning_about_the_parents_loop_in_the_child(loop_name: str) -> None:
+    source = """
+        loop = factory()
+
+        def child():
+            warnings.simplefilter("always")
+            caught = []
+            warnings.showwarning = lambda message, *rest: caught.append(str(message))
+            loop.close()
+            gc.collect()
+            print(caught)
+
+        print(in_child(child))
+        loop.close()
+        """
+    out = script(source, loop_name)
+    assert out == "('[]\\n', 0)\n"
