@@ -1,6 +1,7 @@
 #include "binding/handle.h"
 
 #include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstring>
 
@@ -22,17 +23,38 @@ using py::Ref;
 #endif
 }
 
-// A handle with its slots empty, tracked by nobody yet.
-[[nodiscard]] PyObject* allocate(PyTypeObject* type, PyObject** free_list, int& free_count) noexcept {
-  if (free_count > 0) {
-    PyObject* handle = free_list[--free_count];
-    return PyObject_Init(handle, type);
+struct FreeList {
+  PyObject** handles;
+  int& count;
+};
+
+[[nodiscard]] FreeList free_list_of(ModuleState& state, HandleKind kind) noexcept {
+  switch (kind) {
+    case HandleKind::timer:
+      return {state.free_timers, state.free_timer_count};
+    case HandleKind::threadsafe:
+      return {state.free_threadsafe, state.free_threadsafe_count};
+    case HandleKind::plain:
+      break;
   }
-  auto* handle = reinterpret_cast<PyObject*>(PyObject_GC_New(PyObject, type));
-  if (handle != nullptr) {
+  return {state.free_handles, state.free_handle_count};
+}
+
+// A handle with its slots empty, tracked by nobody yet.
+[[nodiscard]] PyObject* allocate(ModuleState& state, PyTypeObject* type, HandleKind kind) noexcept {
+  PyObject* handle = nullptr;
+  const FreeList list = free_list_of(state, kind);
+  if (list.count > 0) {
+    handle = PyObject_Init(list.handles[--list.count], type);
+  } else {
+    handle = reinterpret_cast<PyObject*>(PyObject_GC_New(PyObject, type));
+    if (handle == nullptr) {
+      return nullptr;
+    }
     std::memset(reinterpret_cast<char*>(handle) + sizeof(PyObject), 0,
                 static_cast<std::size_t>(type->tp_basicsize) - sizeof(PyObject));
   }
+  payload_of(handle).kind = kind;
   return handle;
 }
 
@@ -44,7 +66,7 @@ using py::Ref;
   base.repr = py::none();
   base.source_traceback = py::none();
   if (spec.arg_count <= static_cast<Py_ssize_t>(kInlineArgs)) {
-    payload.arg_count = static_cast<std::uint32_t>(spec.arg_count);
+    payload.arg_count = static_cast<std::uint16_t>(spec.arg_count);
     for (Py_ssize_t i = 0; i < spec.arg_count; ++i) {
       payload.inline_args[i] = py::new_ref(spec.args[i]);
     }
@@ -74,6 +96,15 @@ using py::Ref;
   return true;
 }
 
+[[nodiscard]] PyObject* finish(ModuleState& state, PyObject* handle, const HandleSpec& spec) {
+  if (!fill(state, handle, spec)) {
+    Py_DECREF(handle);
+    return nullptr;
+  }
+  PyObject_GC_Track(handle);
+  return handle;
+}
+
 void clear_slots(PyObject* handle) noexcept {
   AsyncioHandle& base = asyncio_part(handle);
   HandlePayload& payload = payload_of(handle);
@@ -86,7 +117,7 @@ void clear_slots(PyObject* handle) noexcept {
   for (PyObject*& arg : payload.inline_args) {
     Py_CLEAR(arg);
   }
-  if (payload.timer) {
+  if (payload.kind == HandleKind::timer) {
     auto* timer = reinterpret_cast<TimerHandleObject*>(handle);
     Py_CLEAR(timer->scheduled);
     Py_CLEAR(timer->when);
@@ -107,7 +138,7 @@ int handle_traverse(PyObject* handle, visitproc visit, void* arg) noexcept {
   for (PyObject* inline_arg : payload.inline_args) {
     Py_VISIT(inline_arg);
   }
-  if (payload.timer) {
+  if (payload.kind == HandleKind::timer) {
     auto* timer = reinterpret_cast<TimerHandleObject*>(handle);
     Py_VISIT(timer->scheduled);
     Py_VISIT(timer->when);
@@ -128,15 +159,14 @@ void handle_dealloc(PyObject* handle) noexcept {
   PyObject_ClearWeakRefs(handle);
   // The loop is what leads to the module's state, so it is let go last.
   Ref loop = Ref::steal(std::exchange(asyncio_part(handle).loop, nullptr));
-  const bool timer = payload_of(handle).timer;
+  const HandleKind kind = payload_of(handle).kind;
   clear_slots(handle);
   if (keeps_free_list() && loop) {
     ModuleState& state = loop_of(loop.get()).state();
-    PyObject** list = timer ? state.free_timers : state.free_handles;
-    int& count = timer ? state.free_timer_count : state.free_handle_count;
-    if (state.alive && count < ModuleState::kFreeHandlesMax) {
+    const FreeList list = free_list_of(state, kind);
+    if (state.alive && list.count < ModuleState::kFreeHandlesMax) {
       payload_of(handle) = HandlePayload{};
-      list[count++] = handle;
+      list.handles[list.count++] = handle;
       Py_DECREF(type);
       return;
     }
@@ -182,6 +212,15 @@ PyObject* method_cancelled(PyObject* handle, PyObject*) {
   return py::boolean(payload_of(handle).cancelled);
 }
 
+// Python 3.14's thread-safe handles answer only when a callback under way in another thread is over.
+PyObject* method_cancelled_waiting(PyObject* handle, PyObject*) {
+  Loop& loop = loop_of(asyncio_part(handle).loop);
+  while (loop.runs_elsewhere(handle)) {
+    loop.wait_for_callback(handle);
+  }
+  return method_cancelled(handle, nullptr);
+}
+
 PyObject* method_get_context(PyObject* handle, PyObject*) {
   PyObject* context = asyncio_part(handle).context;
   return py::new_ref(context == nullptr ? Py_None : context);
@@ -217,6 +256,19 @@ PyMethodDef timer_methods[] = {
     {nullptr, nullptr, 0, nullptr},
 };
 
+PyMethodDef threadsafe_methods[] = {
+    {"cancel", method_cancel, METH_NOARGS,
+     "cancel($self, /)\n--\n\n"
+     "Cancel the callback, from any thread (asyncio.Handle.cancel).\n\n"
+     "In another thread than the loop's it waits while the callback is being called."},
+    {"cancelled", method_cancelled_waiting, METH_NOARGS,
+     "cancelled($self, /)\n--\n\nWhether the callback was cancelled (asyncio.Handle.cancelled)."},
+    {"get_context", method_get_context, METH_NOARGS,
+     "get_context($self, /)\n--\n\n"
+     "The contextvars.Context the callback runs in (asyncio.Handle.get_context)."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
 PyGetSetDef handle_getset[] = {
     {"_args", get_args, nullptr, nullptr, nullptr},
     {"_cancelled", get_cancelled, nullptr, nullptr, nullptr},
@@ -248,6 +300,24 @@ PyType_Slot timer_slots[] = {
     {Py_tp_methods, timer_methods},
     {Py_tp_getset, timer_getset},
     {0, nullptr},
+};
+
+PyType_Slot threadsafe_slots[] = {
+    {Py_tp_doc, const_cast<char*>("A callback from another thread (asyncio.Handle).")},
+    {Py_tp_dealloc, reinterpret_cast<void*>(handle_dealloc)},
+    {Py_tp_traverse, reinterpret_cast<void*>(handle_traverse)},
+    {Py_tp_clear, reinterpret_cast<void*>(handle_clear)},
+    {Py_tp_methods, threadsafe_methods},
+    {Py_tp_getset, handle_getset},
+    {0, nullptr},
+};
+
+PyType_Spec threadsafe_spec = {
+    "cpploop._native.ThreadSafeHandle",
+    sizeof(ThreadSafeHandleObject),
+    0,
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    threadsafe_slots,
 };
 
 PyType_Spec handle_spec = {
@@ -326,31 +396,22 @@ PyType_Spec timer_spec = {
 }  // namespace
 
 PyObject* new_handle(ModuleState& state, const HandleSpec& spec) {
-  PyObject* handle = allocate(state.handle_type, state.free_handles, state.free_handle_count);
-  if (handle == nullptr) {
-    return nullptr;
-  }
-  if (!fill(state, handle, spec)) {
-    Py_DECREF(handle);
-    return nullptr;
-  }
-  PyObject_GC_Track(handle);
-  return handle;
+  PyObject* handle = allocate(state, state.handle_type, HandleKind::plain);
+  return handle == nullptr ? nullptr : finish(state, handle, spec);
+}
+
+PyObject* new_threadsafe_handle(ModuleState& state, const HandleSpec& spec) {
+  PyObject* handle = allocate(state, state.threadsafe_handle_type, HandleKind::threadsafe);
+  return handle == nullptr ? nullptr : finish(state, handle, spec);
 }
 
 PyObject* new_timer_handle(ModuleState& state, const HandleSpec& spec, PyObject* when) {
-  PyObject* handle = allocate(state.timer_handle_type, state.free_timers, state.free_timer_count);
+  PyObject* handle = allocate(state, state.timer_handle_type, HandleKind::timer);
   if (handle == nullptr) {
     return nullptr;
   }
-  payload_of(handle).timer = true;
   reinterpret_cast<TimerHandleObject*>(handle)->when = py::new_ref(when);
-  if (!fill(state, handle, spec)) {
-    Py_DECREF(handle);
-    return nullptr;
-  }
-  PyObject_GC_Track(handle);
-  return handle;
+  return finish(state, handle, spec);
 }
 
 bool run_handle(PyObject* handle) {
@@ -361,6 +422,7 @@ bool run_handle(PyObject* handle) {
   Ref callback;
   Ref context;
   Ref args_tuple;
+  const bool threadsafe = payload.kind == HandleKind::threadsafe;
   std::array<PyObject*, kInlineArgs + 1> arguments{};
   std::uint32_t count = 0;
   Py_BEGIN_CRITICAL_SECTION(handle);
@@ -371,6 +433,9 @@ bool run_handle(PyObject* handle) {
     count = payload.arg_count;
     for (std::uint32_t i = 0; i < count; ++i) {
       arguments[i + 1] = py::new_ref(payload.inline_args[i]);
+    }
+    if (threadsafe) {
+      std::atomic_ref(payload.running).store(true);
     }
   }
   Py_END_CRITICAL_SECTION();
@@ -388,6 +453,9 @@ bool run_handle(PyObject* handle) {
       ok = false;
     }
   }
+  if (threadsafe) {
+    loop_of(base.loop).callback_over(handle);
+  }
   for (std::uint32_t i = 0; i < count; ++i) {
     Py_DECREF(arguments[i + 1]);
   }
@@ -398,11 +466,20 @@ bool cancel_handle(PyObject* handle) {
   AsyncioHandle& base = asyncio_part(handle);
   HandlePayload& payload = payload_of(handle);
   Loop& loop = loop_of(base.loop);
+  bool busy = false;
   bool first = false;
   Py_BEGIN_CRITICAL_SECTION(handle);
-  first = !payload.cancelled;
-  payload.cancelled = true;
+  // Checked and marked in one go: run_handle() does the same the other way round.
+  busy = payload.kind == HandleKind::threadsafe && loop.runs_elsewhere(handle);
+  if (!busy) {
+    first = !payload.cancelled;
+    payload.cancelled = true;
+  }
   Py_END_CRITICAL_SECTION();
+  if (busy) {
+    loop.wait_for_callback(handle);
+    return cancel_handle(handle);
+  }
   if (!first) {
     return true;
   }
@@ -426,7 +503,7 @@ bool cancel_handle(PyObject* handle) {
     inline_args[i] = Ref::steal(std::exchange(payload.inline_args[i], nullptr));
   }
   payload.arg_count = 0;
-  leaves_heap = payload.timer && payload.scheduled;
+  leaves_heap = payload.kind == HandleKind::timer && payload.scheduled;
   Py_END_CRITICAL_SECTION();
   if (leaves_heap) {
     loop.timer_cancelled(handle);
@@ -436,11 +513,11 @@ bool cancel_handle(PyObject* handle) {
 
 void free_handle_lists(ModuleState& state) noexcept {
   // Their references to the type were given up when they were put here.
-  while (state.free_handle_count > 0) {
-    PyObject_GC_Del(state.free_handles[--state.free_handle_count]);
-  }
-  while (state.free_timer_count > 0) {
-    PyObject_GC_Del(state.free_timers[--state.free_timer_count]);
+  for (const HandleKind kind : {HandleKind::plain, HandleKind::timer, HandleKind::threadsafe}) {
+    const FreeList list = free_list_of(state, kind);
+    while (list.count > 0) {
+      PyObject_GC_Del(list.handles[--list.count]);
+    }
   }
 }
 
@@ -456,9 +533,21 @@ bool add_handle_types(PyObject* module, ModuleState& state) {
   }
   state.handle_type = make_type(module, handle_spec, handle_base.get());
   state.timer_handle_type = make_type(module, timer_spec, timer_base.get());
+#if PY_VERSION_HEX >= 0x030E0000
+  Ref threadsafe_base = Ref::steal(PyObject_GetAttrString(events.get(), "_ThreadSafeHandle"));
+  if (!threadsafe_base ||
+      !slot_is_at(threadsafe_base.get(), "_lock", offsetof(ThreadSafeHandleObject, lock))) {
+    return false;
+  }
+#else
+  Ref threadsafe_base = handle_base.dup();
+#endif
+  state.threadsafe_handle_type = make_type(module, threadsafe_spec, threadsafe_base.get());
   return state.handle_type != nullptr && state.timer_handle_type != nullptr &&
+         state.threadsafe_handle_type != nullptr &&
          PyModule_AddType(module, state.handle_type) == 0 &&
-         PyModule_AddType(module, state.timer_handle_type) == 0;
+         PyModule_AddType(module, state.timer_handle_type) == 0 &&
+         PyModule_AddType(module, state.threadsafe_handle_type) == 0;
 }
 
 }  // namespace cpploop

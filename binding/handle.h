@@ -27,12 +27,15 @@ struct AsyncioHandle {
 // Up to three arguments live in the handle; more make a tuple in asyncio's own slot.
 inline constexpr std::uint32_t kInlineArgs = 3;
 
+enum class HandleKind : std::uint8_t { plain, timer, threadsafe };
+
 struct HandlePayload {
-  std::uint32_t arg_count;  // Of the inline arguments.
+  std::uint16_t arg_count;  // Of the inline arguments.
+  HandleKind kind;
   bool cancelled;
-  bool timer;
   bool scheduled;   // A timer that is in the heap.
   bool counted;     // A cancelled timer that the heap knows to be dead.
+  bool running;     // A thread-safe handle whose callback is being called.
   PyObject* inline_args[kInlineArgs];
 };
 
@@ -50,8 +53,18 @@ struct TimerHandleObject {
   HandlePayload payload;
 };
 
+// What call_soon_threadsafe() returns: from Python 3.14 on a true asyncio.events._ThreadSafeHandle, whose
+// cancel() waits, in another thread, for a callback that is under way.
+struct ThreadSafeHandleObject {
+  AsyncioHandle base;
+#if PY_VERSION_HEX >= 0x030E0000
+  PyObject* lock;
+#endif
+  HandlePayload payload;
+};
+
 [[nodiscard]] inline HandlePayload& payload_of(PyObject* handle) noexcept {
-  // Both types are final, so the payload is always the last thing in the object.
+  // All types are final, so the payload is always the last thing in the object.
   return *reinterpret_cast<HandlePayload*>(reinterpret_cast<char*>(handle) +
                                            Py_TYPE(handle)->tp_basicsize - sizeof(HandlePayload));
 }
@@ -71,6 +84,7 @@ struct HandleSpec {
 
 // New references, or null with the Python error set.
 [[nodiscard]] PyObject* new_handle(ModuleState& state, const HandleSpec& spec);
+[[nodiscard]] PyObject* new_threadsafe_handle(ModuleState& state, const HandleSpec& spec);
 [[nodiscard]] PyObject* new_timer_handle(ModuleState& state, const HandleSpec& spec,
                                          PyObject* when);
 

@@ -230,7 +230,7 @@ PyObject* Loop::call_soon_threadsafe(PyObject* callback, PyObject* const* args,
   if (!check_open() || (debug_ && !check_callback(callback, "call_soon_threadsafe"))) {
     return nullptr;
   }
-  Ref handle = Ref::steal(new_handle(state_, {self_, callback, args, arg_count, context}));
+  Ref handle = Ref::steal(new_threadsafe_handle(state_, {self_, callback, args, arg_count, context}));
   if (!handle) {
     return nullptr;
   }
@@ -304,6 +304,34 @@ void Loop::timer_cancelled(PyObject* handle) {
   }
   payload.counted = true;
   engine_.timers().note_cancelled();
+}
+
+bool Loop::runs_elsewhere(PyObject* handle) const {
+#if PY_VERSION_HEX >= 0x030E0000
+  return std::atomic_ref(payload_of(handle).running).load() &&
+         thread_id_ != PyThread_get_thread_ident();
+#else
+  (void)handle;
+  return false;  // asyncio's older handles do not wait.
+#endif
+}
+
+void Loop::wait_for_callback(PyObject* handle) {
+  PyThreadState* thread = PyEval_SaveThread();
+  {
+    std::unique_lock lock(callback_mutex_);
+    callback_over_.wait(lock,
+                        [&] { return !std::atomic_ref(payload_of(handle).running).load(); });
+  }
+  PyEval_RestoreThread(thread);
+}
+
+void Loop::callback_over(PyObject* handle) {
+  {
+    const std::lock_guard lock(callback_mutex_);
+    std::atomic_ref(payload_of(handle).running).store(false);
+  }
+  callback_over_.notify_all();
 }
 
 bool Loop::timer_left_heap(Token token) noexcept {

@@ -3,8 +3,10 @@
 #include "binding/py/python.h"
 
 #include <array>
+#include <condition_variable>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <vector>
 
@@ -83,6 +85,12 @@ class Loop final : private Host, private Clock {
                                   Py_ssize_t arg_count, PyObject* context);
   [[nodiscard]] bool queue_handle(PyObject* handle);
   void timer_cancelled(PyObject* handle);
+  // Any thread: whether another thread, the loop's, is calling the thread-safe handle's callback (always
+  // false before Python 3.14); and to wait until it is not.
+  [[nodiscard]] bool runs_elsewhere(PyObject* handle) const;
+  void wait_for_callback(PyObject* handle);
+  // The loop's thread: the callback of a thread-safe handle returned.
+  void callback_over(PyObject* handle);
 
   // Hands an exception to loop.call_exception_handler(), or keeps it to leave run() with: that is for
   // KeyboardInterrupt and SystemExit, and for what the handler itself lets escape.
@@ -161,6 +169,9 @@ class Loop final : private Host, private Clock {
   LoopOverrides overrides_;
   std::int64_t io_started_ns_ = 0;
   unsigned long thread_id_ = 0;  // 0: not running.
+  // Guards the `running` mark of thread-safe handles.
+  std::mutex callback_mutex_;
+  std::condition_variable callback_over_;
   std::uint32_t fork_generation_;
   bool debug_ = false;
   bool closed_ = false;
@@ -176,6 +187,9 @@ struct LoopObject {
 [[nodiscard]] inline Loop& loop_of(PyObject* object) noexcept {
   return *reinterpret_cast<Loop*>(reinterpret_cast<LoopObject*>(object)->storage);
 }
+
+// loop.create_future(): an asyncio.futures.Future. New reference or null.
+[[nodiscard]] PyObject* new_future(Loop& loop);
 
 // Deadlines never lie before what the caller asked for: rounded up, clamped at both ends. NaN is the
 // caller's to refuse.

@@ -242,11 +242,18 @@ PyObject* loop_time(PyObject*, PyObject*) {
   return PyFloat_FromDouble(static_cast<double>(monotonic_now_ns()) / 1e9);
 }
 
+// A class by its name in one of asyncio's modules, as asyncio's own code finds it at each call.
+[[nodiscard]] PyObject* current_class(PyObject* module_dict, PyObject* name) {
+  PyObject* found = PyDict_GetItemWithError(module_dict, name);
+  if (found == nullptr && PyErr_Occurred() == nullptr) {
+    PyErr_SetObject(PyExc_AttributeError, name);
+  }
+  Py_XINCREF(found);
+  return found;
+}
+
 PyObject* loop_create_future(PyObject* self, PyObject*) {
-  Loop& loop = loop_of(self);
-  PyObject* arguments[] = {nullptr, self};
-  return PyObject_Vectorcall(loop.state().future_type, arguments + 1,
-                             0 | PY_VECTORCALL_ARGUMENTS_OFFSET, loop.state().loop_keyword);
+  return new_future(loop_of(self));
 }
 
 // The keyword names of a create_task() call with "loop" behind them. Callers pass the same tuple each
@@ -309,8 +316,10 @@ PyObject* loop_create_task(PyObject* self, PyObject* const* values, Py_ssize_t c
     stack[static_cast<std::size_t>(i) + 1] = values[i];
   }
   stack[static_cast<std::size_t>(given) + 1] = self;
-  return PyObject_Vectorcall(state.task_type, stack.data() + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET,
-                             names.get());
+  Ref type = Ref::steal(current_class(state.tasks_dict, state.str_Task));
+  return type ? PyObject_Vectorcall(type.get(), stack.data() + 1,
+                                    1 | PY_VECTORCALL_ARGUMENTS_OFFSET, names.get())
+              : nullptr;
 }
 
 // ---- state ---------------------------------------------------------------------------------------
@@ -701,6 +710,15 @@ PyType_Spec loop_spec = {
 }
 
 }  // namespace
+
+PyObject* new_future(Loop& loop) {
+  ModuleState& state = loop.state();
+  Ref type = Ref::steal(current_class(state.futures_dict, state.str_Future));
+  PyObject* arguments[] = {nullptr, loop.self()};
+  return type ? PyObject_Vectorcall(type.get(), arguments + 1, 0 | PY_VECTORCALL_ARGUMENTS_OFFSET,
+                                    state.loop_keyword)
+              : nullptr;
+}
 
 void Loop::find_overrides() {
   overrides_.time = is_overridden(self_, state_.str_time);

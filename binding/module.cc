@@ -32,14 +32,14 @@ using py::Ref;
 }
 
 [[nodiscard]] bool import_asyncio(ModuleState& state) {
-  state.future_type = import_attribute("asyncio", "Future");
-  state.task_type = import_attribute("asyncio", "Task");
+  state.futures_dict = import_attribute("asyncio.futures", "__dict__");
+  state.tasks_dict = import_attribute("asyncio.tasks", "__dict__");
   state.buffered_protocol_type = import_attribute("asyncio", "BufferedProtocol");
   state.extract_stack = import_attribute("asyncio.format_helpers", "extract_stack");
   state.set_result_unless_cancelled =
       import_attribute("asyncio.futures", "_set_result_unless_cancelled");
   state.support = PyImport_ImportModule("cpploop._support");
-  return state.future_type != nullptr && state.task_type != nullptr &&
+  return state.futures_dict != nullptr && state.tasks_dict != nullptr &&
          state.buffered_protocol_type != nullptr && state.extract_stack != nullptr &&
          state.set_result_unless_cancelled != nullptr && state.support != nullptr;
 }
@@ -88,11 +88,12 @@ int module_traverse(PyObject* module, visitproc visit, void* arg) {
   Py_VISIT(state->loop_type);
   Py_VISIT(state->handle_type);
   Py_VISIT(state->timer_handle_type);
+  Py_VISIT(state->threadsafe_handle_type);
   Py_VISIT(state->stream_transport_base);
   Py_VISIT(state->stream_transport_type);
   Py_VISIT(state->listener_type);
-  Py_VISIT(state->future_type);
-  Py_VISIT(state->task_type);
+  Py_VISIT(state->futures_dict);
+  Py_VISIT(state->tasks_dict);
   Py_VISIT(state->buffered_protocol_type);
   Py_VISIT(state->extract_stack);
   Py_VISIT(state->set_result_unless_cancelled);
@@ -123,11 +124,12 @@ void module_free(void* module) {
   Py_CLEAR(state->loop_type);
   Py_CLEAR(state->handle_type);
   Py_CLEAR(state->timer_handle_type);
+  Py_CLEAR(state->threadsafe_handle_type);
   Py_CLEAR(state->stream_transport_type);
   Py_CLEAR(state->stream_transport_base);
   Py_CLEAR(state->listener_type);
-  Py_CLEAR(state->future_type);
-  Py_CLEAR(state->task_type);
+  Py_CLEAR(state->futures_dict);
+  Py_CLEAR(state->tasks_dict);
   Py_CLEAR(state->buffered_protocol_type);
   Py_CLEAR(state->extract_stack);
   Py_CLEAR(state->set_result_unless_cancelled);

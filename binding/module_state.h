@@ -14,7 +14,7 @@ namespace cpploop {
   X(_log_fatal_error) X(_log_slow) X(_transport_socket)                                          \
   X(_start_reading) X(_unclosed) X(address) X(backlog) X(buffer_updated)                         \
   X(call_at) X(call_exception_handler) X(call_later) X(call_soon) X(callback) X(cancelled)       \
-  X(connection_lost) X(connection_made) X(context) X(coro) X(create_task) X(data_received)       \
+  X(connection_lost) X(connection_made) X(Future) X(Task) X(context) X(coro) X(create_task) X(data_received)       \
   X(debug) X(delay) X(detach) X(eof_received) X(exc) X(exception) X(extra) X(fd)      \
   X(fileno) X(get_buffer) X(handle) X(high) X(loop) X(low) X(message) X(name)                    \
   X(pause_writing) X(peername) X(protocol) X(resume_writing) X(server) X(set_exception)          \
@@ -27,13 +27,15 @@ struct ModuleState {
   PyTypeObject* loop_type = nullptr;
   PyTypeObject* handle_type = nullptr;
   PyTypeObject* timer_handle_type = nullptr;
+  PyTypeObject* threadsafe_handle_type = nullptr;
   PyTypeObject* stream_transport_base = nullptr;  // The native type...
   PyTypeObject* stream_transport_type = nullptr;  // ...and its child with __dict__ and weakrefs.
   PyTypeObject* listener_type = nullptr;
 
   // asyncio's.
-  PyObject* future_type = nullptr;
-  PyObject* task_type = nullptr;
+  // The modules' namespaces: programs and tests exchange asyncio.tasks.Task and futures.Future.
+  PyObject* futures_dict = nullptr;
+  PyObject* tasks_dict = nullptr;
   PyObject* buffered_protocol_type = nullptr;
   PyObject* extract_stack = nullptr;               // asyncio.format_helpers.extract_stack
   PyObject* set_result_unless_cancelled = nullptr; // asyncio.futures'
@@ -58,6 +60,8 @@ struct ModuleState {
   int free_handle_count = 0;
   PyObject* free_timers[kFreeHandlesMax] = {};
   int free_timer_count = 0;
+  PyObject* free_threadsafe[kFreeHandlesMax] = {};
+  int free_threadsafe_count = 0;
 };
 
 [[nodiscard]] ModuleState* module_state(PyObject* module) noexcept;

@@ -695,20 +695,13 @@ PyObject* StreamTransport::make_empty_waiter() {
     return nullptr;
   }
   socket_->flush();
-  ModuleState& state = loop_->state();
-  Ref keywords = Ref::steal(PyDict_New());
-  Ref nothing = Ref::steal(PyTuple_New(0));
-  if (!keywords || !nothing ||
-      PyDict_SetItem(keywords.get(), state.str_loop, loop_->self()) != 0) {
-    return nullptr;
-  }
-  Ref waiter = Ref::steal(PyObject_Call(state.future_type, nothing.get(), keywords.get()));
+  Ref waiter = Ref::steal(new_future(*loop_));
   if (!waiter) {
     return nullptr;
   }
   if (socket_->queued_bytes() == 0) {
     Ref result =
-        Ref::steal(PyObject_CallMethodOneArg(waiter.get(), state.str_set_result, Py_None));
+        Ref::steal(PyObject_CallMethodOneArg(waiter.get(), loop_->state().str_set_result, Py_None));
     if (!result) {
       return nullptr;
     }

@@ -37,7 +37,8 @@ if(CPPLOOP_SANITIZE)
     # A finding must end the test, and UBSan by default only prints it.
     list(APPEND sanitize_flags -fno-sanitize-recover=undefined)
   endif()
-  target_compile_options(cpploop_options INTERFACE ${sanitize_flags})
+  # -O1 compiles in half the time of -O2 and keeps the reports' stacks readable.
+  target_compile_options(cpploop_options INTERFACE ${sanitize_flags} -O1)
   target_link_options(cpploop_options INTERFACE ${sanitize_flags})
 endif()
 

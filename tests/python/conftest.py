@@ -11,7 +11,10 @@ that cannot be imported fails its tests rather than hiding them.
 from __future__ import annotations
 
 import functools
+import gc
 import sys
+import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(CEILING_S * support.TIME_SCALE))
+
+
+def pytest_runtest_setup() -> None:
+    """Sweep up after a failure: what its frames held must not be found by the next test."""
+    failure = getattr(sys, "last_value", None)
+    if failure is None:
+        return
+    traceback.clear_frames(failure.__traceback__)
+    sys.last_value = failure = None
+    sys.last_exc = sys.last_traceback = None  # type: ignore[assignment]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()
 
 
 @pytest.fixture(params=support.selected_loops())

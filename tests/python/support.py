@@ -40,6 +40,7 @@ import sys
 import tempfile
 import textwrap
 import time
+import traceback
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -266,9 +267,11 @@ def run(
             try:
                 result = _run_in_runner(loop_factory, scenario, env, timeout, debug)
             except BaseException as exc:
-                # The traceback's frames hold transports and sockets of the scenario; leaks
-                # cannot be told from that, and what went wrong is known anyway.
+                # What went wrong is known: leaks are no news then. The frames let go of their
+                # sockets here, so that the next test does not inherit them.
                 _add_context_note(exc, env)
+                traceback.clear_frames(exc.__traceback__)
+                gc.collect()
                 raise
             gc.collect()
             leaked = new_fds(before)

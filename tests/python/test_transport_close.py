@@ -361,13 +361,15 @@ def test_closed_loop_and_the_transport_is_used(loop_factory: support.LoopFactory
         except RuntimeError as exc:
             assert "Event loop is closed" in str(exc)
     repr(transport)
-    with pytest.raises(RuntimeError, match="Event loop is closed"):
-        transport.close()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        del transport, _, sock
-        gc.collect()
-    peer.close()
+    try:
+        with pytest.raises(RuntimeError, match="Event loop is closed"):
+            transport.close()
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            del transport, _, sock
+            gc.collect()
+        peer.close()
 
 
 def test_last_reference_dies_on_another_thread(loop_factory: support.LoopFactory) -> None:

@@ -723,7 +723,7 @@ def test_writelines_takes_any_iterable_and_mixed_types(queued: bool) -> None:
     assert (b"bytes array view tuple generator iterabxxx",) in trace
 
 
-@pytest.mark.parametrize("value", [None, 5, "text", b"bytes", ["text"], [b"fine", 5], [None]])
+@pytest.mark.parametrize("value", [5, "text", b"bytes", ["text"], [b"fine", 5], [object()]])
 def test_writelines_of_other_types(value: Any) -> None:
     """What raises on the running asyncio raises, and then nothing was sent."""
 
