@@ -70,7 +70,7 @@ matrix: ## Run the Python tests without the slow ones on every Python at hand
 	for name in $$(scripts/pythons.sh list | cut -f1); do \
 	  echo "== Python $$name"; \
 	  { scripts/venv.sh "$$name" "build/venvs/$$name" && \
-	    "build/venvs/$$name/run" "build/venvs/$$name/bin/python" -m pytest -q -m 'not slow' $(PYTEST_ARGS); \
+	    "build/venvs/$$name/run" "build/venvs/$$name/bin/python" -m pytest -q -n 2 --dist loadfile -m 'not slow' $(PYTEST_ARGS); \
 	  } || failed="$$failed $$name"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "failed on:$$failed"; exit 1; fi

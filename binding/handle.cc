@@ -212,6 +212,7 @@ PyObject* method_cancelled(PyObject* handle, PyObject*) {
   return py::boolean(payload_of(handle).cancelled);
 }
 
+#if PY_VERSION_HEX >= 0x030E0000
 // Python 3.14's thread-safe handles answer only when a callback under way in another thread is over.
 PyObject* method_cancelled_waiting(PyObject* handle, PyObject*) {
   Loop& loop = loop_of(asyncio_part(handle).loop);
@@ -220,6 +221,7 @@ PyObject* method_cancelled_waiting(PyObject* handle, PyObject*) {
   }
   return method_cancelled(handle, nullptr);
 }
+#endif
 
 PyObject* method_get_context(PyObject* handle, PyObject*) {
   PyObject* context = asyncio_part(handle).context;
@@ -256,6 +258,7 @@ PyMethodDef timer_methods[] = {
     {nullptr, nullptr, 0, nullptr},
 };
 
+#if PY_VERSION_HEX >= 0x030E0000
 PyMethodDef threadsafe_methods[] = {
     {"cancel", method_cancel, METH_NOARGS,
      "cancel($self, /)\n--\n\n"
@@ -268,6 +271,8 @@ PyMethodDef threadsafe_methods[] = {
      "The contextvars.Context the callback runs in (asyncio.Handle.get_context)."},
     {nullptr, nullptr, 0, nullptr},
 };
+
+#endif
 
 PyGetSetDef handle_getset[] = {
     {"_args", get_args, nullptr, nullptr, nullptr},
@@ -302,6 +307,7 @@ PyType_Slot timer_slots[] = {
     {0, nullptr},
 };
 
+#if PY_VERSION_HEX >= 0x030E0000
 PyType_Slot threadsafe_slots[] = {
     {Py_tp_doc, const_cast<char*>("A callback from another thread (asyncio.Handle).")},
     {Py_tp_dealloc, reinterpret_cast<void*>(handle_dealloc)},
@@ -313,12 +319,13 @@ PyType_Slot threadsafe_slots[] = {
 };
 
 PyType_Spec threadsafe_spec = {
-    "cpploop._native.ThreadSafeHandle",
+    "cpploop._native._ThreadSafeHandle",
     sizeof(ThreadSafeHandleObject),
     0,
     Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION,
     threadsafe_slots,
 };
+#endif
 
 PyType_Spec handle_spec = {
     "cpploop._native.Handle",
@@ -401,6 +408,9 @@ PyObject* new_handle(ModuleState& state, const HandleSpec& spec) {
 }
 
 PyObject* new_threadsafe_handle(ModuleState& state, const HandleSpec& spec) {
+  if (state.threadsafe_handle_type == nullptr) {
+    return new_handle(state, spec);
+  }
   PyObject* handle = allocate(state, state.threadsafe_handle_type, HandleKind::threadsafe);
   return handle == nullptr ? nullptr : finish(state, handle, spec);
 }
@@ -533,21 +543,23 @@ bool add_handle_types(PyObject* module, ModuleState& state) {
   }
   state.handle_type = make_type(module, handle_spec, handle_base.get());
   state.timer_handle_type = make_type(module, timer_spec, timer_base.get());
+  if (state.handle_type == nullptr || state.timer_handle_type == nullptr ||
+      PyModule_AddType(module, state.handle_type) != 0 ||
+      PyModule_AddType(module, state.timer_handle_type) != 0) {
+    return false;
+  }
 #if PY_VERSION_HEX >= 0x030E0000
   Ref threadsafe_base = Ref::steal(PyObject_GetAttrString(events.get(), "_ThreadSafeHandle"));
   if (!threadsafe_base ||
       !slot_is_at(threadsafe_base.get(), "_lock", offsetof(ThreadSafeHandleObject, lock))) {
     return false;
   }
-#else
-  Ref threadsafe_base = handle_base.dup();
-#endif
   state.threadsafe_handle_type = make_type(module, threadsafe_spec, threadsafe_base.get());
-  return state.handle_type != nullptr && state.timer_handle_type != nullptr &&
-         state.threadsafe_handle_type != nullptr &&
-         PyModule_AddType(module, state.handle_type) == 0 &&
-         PyModule_AddType(module, state.timer_handle_type) == 0 &&
+  return state.threadsafe_handle_type != nullptr &&
          PyModule_AddType(module, state.threadsafe_handle_type) == 0;
+#else
+  return true;
+#endif
 }
 
 }  // namespace cpploop

@@ -53,15 +53,15 @@ struct TimerHandleObject {
   HandlePayload payload;
 };
 
-// What call_soon_threadsafe() returns: from Python 3.14 on a true asyncio.events._ThreadSafeHandle, whose
-// cancel() waits, in another thread, for a callback that is under way.
+#if PY_VERSION_HEX >= 0x030E0000
+// What call_soon_threadsafe() returns: a true asyncio.events._ThreadSafeHandle, whose cancel() waits, in
+// another thread, for a callback that is under way. Before Python 3.14 it is a plain handle.
 struct ThreadSafeHandleObject {
   AsyncioHandle base;
-#if PY_VERSION_HEX >= 0x030E0000
   PyObject* lock;
-#endif
   HandlePayload payload;
 };
+#endif
 
 [[nodiscard]] inline HandlePayload& payload_of(PyObject* handle) noexcept {
   // All types are final, so the payload is always the last thing in the object.

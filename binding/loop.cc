@@ -269,6 +269,9 @@ PyObject* Loop::call_at(PyObject* when, PyObject* callback, PyObject* const* arg
 bool Loop::schedule(PyObject* callback, PyObject* const* args, Py_ssize_t arg_count,
                     PyObject* context) {
   if (!overrides_.call_soon) {
+    if (!check_open()) {
+      return false;
+    }
     Ref handle = Ref::steal(call_soon(callback, args, arg_count, context));
     return static_cast<bool>(handle);
   }
@@ -443,7 +446,7 @@ void Loop::close() {
 
 bool Loop::refuse_closed_or_forked() noexcept {
   PyErr_SetString(PyExc_RuntimeError,
-                  closed_ || !forked()
+                  !forked()
                       ? "Event loop is closed"
                       : "Event loop was inherited through fork(): make a new one in this process");
   return false;

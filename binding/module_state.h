@@ -14,7 +14,7 @@ namespace cpploop {
   X(_log_fatal_error) X(_log_slow) X(_transport_socket)                                          \
   X(_start_reading) X(_unclosed) X(address) X(backlog) X(buffer_updated)                         \
   X(call_at) X(call_exception_handler) X(call_later) X(call_soon) X(callback) X(cancelled)       \
-  X(connection_lost) X(connection_made) X(Future) X(Task) X(context) X(coro) X(create_task) X(data_received)       \
+  X(connection_lost) X(connection_made) X(Future) X(Task) X(context) X(coro) X(create_task) X(data) X(data_received) X(list_of_data)  \
   X(debug) X(delay) X(detach) X(eof_received) X(exc) X(exception) X(extra) X(fd)      \
   X(fileno) X(get_buffer) X(handle) X(high) X(loop) X(low) X(message) X(name)                    \
   X(pause_writing) X(peername) X(protocol) X(resume_writing) X(server) X(set_exception)          \
@@ -27,7 +27,7 @@ struct ModuleState {
   PyTypeObject* loop_type = nullptr;
   PyTypeObject* handle_type = nullptr;
   PyTypeObject* timer_handle_type = nullptr;
-  PyTypeObject* threadsafe_handle_type = nullptr;
+  PyTypeObject* threadsafe_handle_type = nullptr;  // Null before Python 3.14.
   PyTypeObject* stream_transport_base = nullptr;  // The native type...
   PyTypeObject* stream_transport_type = nullptr;  // ...and its child with __dict__ and weakrefs.
   PyTypeObject* listener_type = nullptr;

@@ -143,6 +143,7 @@ int StreamTransport::traverse(visitproc visit, void* arg) const {
   Py_VISIT(server_.get());
   Py_VISIT(context_.get());
   Py_VISIT(read_context_.get());
+  Py_VISIT(write_context_.get());
   Py_VISIT(empty_waiter_.get());
   Py_VISIT(on_data_.get());
   Py_VISIT(get_buffer_.get());
@@ -155,6 +156,7 @@ void StreamTransport::clear() noexcept {
   server_.reset();
   context_.reset();
   read_context_.reset();
+  write_context_.reset();
   empty_waiter_.reset();
   on_data_.reset();
   get_buffer_.reset();
@@ -308,50 +310,62 @@ ReceiveBuffer StreamTransport::protocol_buffer() {
     return {};
   }
   if (!pending_view_.acquire(buffer.get(), PyBUF_WRITABLE)) {
+    PyErr_Clear();
+    PyErr_Format(PyExc_TypeError,
+                 "recv_into() argument 1 must be read-write bytes-like object, not %.50s",
+                 py::type_name(buffer.get()));
     fatal_error(PendingError::take(), "Fatal read error on socket transport");
     return {};
   }
   return {pending_view_.data(), pending_view_.size()};
 }
 
+// What the protocol is told of a read: the count for a buffer of its own, else the bytes. Takes back
+// the lent memory first, so that nothing of it is exported when user code runs.
+Ref StreamTransport::received_argument(std::size_t count) {
+  if (pending_view_.held()) {
+    pending_view_.release();
+    return Ref::steal(PyLong_FromSize_t(count));
+  }
+  last_read_ = count;
+  if (!pending_bytes_) {
+    return Ref::steal(
+        PyBytes_FromStringAndSize(loop_->scratch(), static_cast<Py_ssize_t>(count)));
+  }
+  PyObject* bytes = pending_bytes_.release();
+  if (static_cast<Py_ssize_t>(count) != PyBytes_GET_SIZE(bytes)) {
+    // Shrinks in place; on failure it takes the object away, leaves null and sets the error.
+    (void)_PyBytes_Resize(&bytes, static_cast<Py_ssize_t>(count));
+  }
+  return Ref::steal(bytes);
+}
+
 void StreamTransport::on_bytes(std::size_t count) {
-  // Whoever lent the memory gets it back before anything else runs.
-  pending_view_.release();
-  Ref direct = std::move(pending_bytes_);
   if (count == 0) {
+    pending_view_.release();
+    pending_bytes_.reset();
     return;
   }
-  Ref argument;
-  if (buffered_) {
-    argument = Ref::steal(PyLong_FromSize_t(count));
-  } else {
-    last_read_ = count;
-    if (direct) {
-      PyObject* bytes = direct.release();
-      // Shrinks in place; on failure it takes the object away and sets the error.
-      if (static_cast<Py_ssize_t>(count) == PyBytes_GET_SIZE(bytes) ||
-          _PyBytes_Resize(&bytes, static_cast<Py_ssize_t>(count)) == 0) {
-        argument = Ref::steal(bytes);
-      }
-    } else {
-      argument = Ref::steal(
-          PyBytes_FromStringAndSize(loop_->scratch(), static_cast<Py_ssize_t>(count)));
-    }
-  }
-  const char* failure = buffered_ ? "Fatal error: protocol.buffer_updated() call failed."
-                                  : "Fatal error: protocol.data_received() call failed.";
+  // get_buffer() may have exchanged the protocol for one of the other kind: what was read went into
+  // the old one's buffer, and as with asyncio the new one is asked for its buffer_updated().
+  const bool into_buffer = pending_view_.held();
+  const char* failure = into_buffer ? "Fatal error: protocol.buffer_updated() call failed."
+                                    : "Fatal error: protocol.data_received() call failed.";
+  Ref argument = received_argument(count);
   if (!argument) {
     fatal_error(PendingError::take(), "Fatal read error on socket transport");
     return;
   }
   py::InContext context(read_context_.get());
-  if (!context.entered() || (!on_data_ && !bind_protocol())) {
-    fatal_error(PendingError::take(), failure);
-    return;
+  Ref method;
+  if (context.entered()) {
+    if (into_buffer != buffered_) {
+      method = Ref::steal(PyObject_GetAttr(protocol_.get(), loop_->state().str_buffer_updated));
+    } else if (on_data_ || bind_protocol()) {
+      method = on_data_.dup();  // Held: the protocol may be exchanged from within.
+    }
   }
-  // Held: the protocol may be exchanged from within.
-  Ref method = on_data_.dup();
-  Ref result = Ref::steal(PyObject_CallOneArg(method.get(), argument.get()));
+  Ref result = method ? Ref::steal(PyObject_CallOneArg(method.get(), argument.get())) : Ref();
   if (!result) {
     fatal_error(PendingError::take(), failure);
   }
@@ -481,7 +495,7 @@ PyObject* StreamTransport::write(PyObject* data) {
     view.release();
     queue_object(rest.get(), 0);
   }
-  socket_->end_write();
+  end_write();
   return py::none();
 }
 
@@ -525,7 +539,7 @@ PyObject* StreamTransport::writelines(PyObject* list) {
   if (send_now) {
     socket_->flush();
   } else {
-    socket_->end_write();
+    end_write();
   }
   return py::none();
 }
@@ -566,8 +580,21 @@ void StreamTransport::on_pause_writing() {
   call_flow_control(loop_->state().str_pause_writing, "protocol.pause_writing() failed");
 }
 
+// Ends a write; when the kernel could not take it all, resume_writing() will run in the context of
+// here, as asyncio's writer callback does.
+void StreamTransport::end_write() {
+  const bool waited = socket_->waits_for_kernel();
+  socket_->end_write();
+  if (!waited && socket_->waits_for_kernel()) {
+    write_context_ = new_context();
+    if (!write_context_) {
+      PyErr_Clear();  // No memory: the reading context will do.
+    }
+  }
+}
+
 void StreamTransport::on_resume_writing() {
-  py::InContext context(read_context_.get());
+  py::InContext context(write_context_ ? write_context_.get() : read_context_.get());
   call_flow_control(loop_->state().str_resume_writing, "protocol.resume_writing() failed");
 }
 
@@ -582,38 +609,60 @@ void StreamTransport::on_drained() {
   }
 }
 
-PyObject* StreamTransport::set_limits(PyObject* high, PyObject* low) {
-  Py_ssize_t high_bytes = static_cast<Py_ssize_t>(StreamSocket::kDefaultHighWater);
-  Py_ssize_t low_bytes = 0;
-  const auto number = [](PyObject* value, Py_ssize_t& target) {
-    Ref integer = PyLong_Check(value) ? Ref::borrow(value) : Ref::steal(PyNumber_Long(value));
+// In Python's own arithmetic, so that odd numbers meet the errors asyncio gives them.
+PyObject* StreamTransport::set_limits(PyObject* high_given, PyObject* low_given) {
+  constexpr long kDefaultHigh = StreamSocket::kDefaultHighWater;
+  Ref four = Ref::steal(PyLong_FromLong(4));
+  Ref zero = Ref::steal(PyLong_FromLong(0));
+  if (!four || !zero) {
+    return nullptr;
+  }
+  Ref high;
+  if (high_given != Py_None) {
+    high = Ref::borrow(high_given);
+  } else if (low_given == Py_None) {
+    high = Ref::steal(PyLong_FromLong(kDefaultHigh));
+  } else {
+    high = Ref::steal(PyNumber_Multiply(four.get(), low_given));
+  }
+  if (!high) {
+    return nullptr;
+  }
+  Ref low = low_given != Py_None ? Ref::borrow(low_given)
+                                 : Ref::steal(PyNumber_FloorDivide(high.get(), four.get()));
+  if (!low) {
+    return nullptr;
+  }
+  const int ordered = PyObject_RichCompareBool(high.get(), low.get(), Py_GE);
+  const int positive = ordered == 1 ? PyObject_RichCompareBool(low.get(), zero.get(), Py_GE) : 0;
+  if (ordered < 0 || positive < 0) {
+    return nullptr;
+  }
+  if (positive == 0) {
+    PyErr_Format(PyExc_ValueError, "high (%R) must be >= low (%R) must be >= 0", high.get(),
+                 low.get());
+    return nullptr;
+  }
+  const auto bytes_of = [](PyObject* number) {
+    Ref integer = Ref::steal(PyNumber_Long(number));
     // Null as the exception: what is too large is clamped.
-    target = integer ? PyNumber_AsSsize_t(integer.get(), nullptr) : -1;
-    return static_cast<bool>(integer) && PyErr_Occurred() == nullptr;
+    return integer ? PyNumber_AsSsize_t(integer.get(), nullptr) : -1;
   };
-  if (low != Py_None && !number(low, low_bytes)) {
+  const Py_ssize_t high_bytes = bytes_of(high.get());
+  const Py_ssize_t low_bytes = bytes_of(low.get());
+  if (PyErr_Occurred() != nullptr) {
     return nullptr;
   }
-  if (high != Py_None) {
-    if (!number(high, high_bytes)) {
-      return nullptr;
-    }
-  } else if (low != Py_None) {
-    high_bytes = low_bytes > PY_SSIZE_T_MAX / 4 ? PY_SSIZE_T_MAX : low_bytes * 4;
-  }
-  if (low == Py_None) {
-    low_bytes = high_bytes / 4;
-  }
-  if (!(high_bytes >= low_bytes && low_bytes >= 0)) {
-    PyErr_Format(PyExc_ValueError, "high (%zd) must be >= low (%zd) must be >= 0", high_bytes,
-                 low_bytes);
-    return nullptr;
-  }
+  high_ = std::move(high);
+  low_ = std::move(low);
   socket_->set_limits(static_cast<std::size_t>(high_bytes), static_cast<std::size_t>(low_bytes));
   return py::none();
 }
 
 PyObject* StreamTransport::get_limits() {
+  if (high_) {
+    return PyTuple_Pack(2, low_.get(), high_.get());
+  }
   return Py_BuildValue("(nn)", static_cast<Py_ssize_t>(socket_->low_water()),
                        static_cast<Py_ssize_t>(socket_->high_water()));
 }

@@ -119,6 +119,8 @@ class StreamTransport final : public StreamEvents {
   [[nodiscard]] ReceiveBuffer protocol_buffer();
   void deliver(PyObject* method, PyObject* argument, const char* failure);
   [[nodiscard]] bool bind_protocol();
+  [[nodiscard]] py::Ref received_argument(std::size_t count);
+  void end_write();
   void call_flow_control(PyObject* name, const char* failure);
   [[nodiscard]] bool schedule_connection_lost(PyObject* exception);
   void close_descriptor() noexcept;
@@ -134,6 +136,9 @@ class StreamTransport final : public StreamEvents {
   py::Ref server_;
   py::Ref context_;       // The one asked for at creation (Python 3.15), or none.
   py::Ref read_context_;  // Where data_received() and its kin run.
+  py::Ref write_context_;  // Where resume_writing() runs: that of the write the kernel could not take.
+  py::Ref high_;           // The watermarks as they were given, null for the defaults.
+  py::Ref low_;
   py::Ref empty_waiter_;
   py::Ref on_data_;          // protocol.data_received, or buffer_updated of a BufferedProtocol.
   py::Ref get_buffer_;

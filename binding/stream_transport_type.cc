@@ -22,7 +22,9 @@ using py::Ref;
     PyErr_SetString(PyExc_RuntimeError, "the transport was never opened");
     return nullptr;
   }
-  if (py::kFreeThreaded && !transport.loop().check_thread()) {
+  // A closed loop's transports still answer; a forked child's must not touch the parent's connection.
+  if ((transport.loop().forked() && !transport.loop().check_open()) ||
+      (py::kFreeThreaded && !transport.loop().check_thread())) {
     return nullptr;
   }
   return &transport;
@@ -36,11 +38,34 @@ template <typename Body>
   });
 }
 
-PyObject* transport_write(PyObject* self, PyObject* data) {
-  return with_transport(self, [&](StreamTransport& t) { return t.write(data); });
+// The one argument of a method, by place or by name. Null with TypeError set.
+[[nodiscard]] PyObject* only_argument(const char* function, PyObject* name, const CallArgs& args) {
+  if (args.positional == 1 && args.keyword_count() == 0) [[likely]] {
+    return args.values[0];
+  }
+  PyObject* value = nullptr;
+  const py::Parameter parameters[] = {{name, &value, false}};
+  if (py::parse(function, args, parameters) && value == nullptr) {
+    PyErr_Format(PyExc_TypeError, "%s() missing 1 required positional argument: '%U'", function,
+                 name);
+  }
+  return PyErr_Occurred() == nullptr ? value : nullptr;
 }
-PyObject* transport_writelines(PyObject* self, PyObject* list) {
-  return with_transport(self, [&](StreamTransport& t) { return t.writelines(list); });
+
+PyObject* transport_write(PyObject* self, PyObject* const* values, Py_ssize_t count,
+                          PyObject* keywords) {
+  return with_transport(self, [&](StreamTransport& t) -> PyObject* {
+    PyObject* data = only_argument("write", t.loop().state().str_data, {values, count, keywords});
+    return data == nullptr ? nullptr : t.write(data);
+  });
+}
+PyObject* transport_writelines(PyObject* self, PyObject* const* values, Py_ssize_t count,
+                               PyObject* keywords) {
+  return with_transport(self, [&](StreamTransport& t) -> PyObject* {
+    PyObject* list =
+        only_argument("writelines", t.loop().state().str_list_of_data, {values, count, keywords});
+    return list == nullptr ? nullptr : t.writelines(list);
+  });
 }
 PyObject* transport_write_eof(PyObject* self, PyObject*) {
   return with_transport(self, [](StreamTransport& t) { return t.write_eof(); });
@@ -99,9 +124,12 @@ PyObject* transport_set_write_buffer_limits(PyObject* self, PyObject* const* val
     return t.set_limits(high, low);
   });
 }
-PyObject* transport_set_protocol(PyObject* self, PyObject* protocol) {
-  return with_transport(self, [&](StreamTransport& t) {
-    return t.set_protocol(protocol) ? py::none() : nullptr;
+PyObject* transport_set_protocol(PyObject* self, PyObject* const* values, Py_ssize_t count,
+                                 PyObject* keywords) {
+  return with_transport(self, [&](StreamTransport& t) -> PyObject* {
+    PyObject* protocol = only_argument("set_protocol", t.loop().state().str_protocol,
+                                       {values, count, keywords});
+    return protocol != nullptr && t.set_protocol(protocol) ? py::none() : nullptr;
   });
 }
 PyObject* transport_get_protocol(PyObject* self, PyObject*) {
@@ -266,12 +294,12 @@ template <typename Function>
 constexpr int kFast = METH_FASTCALL | METH_KEYWORDS;
 
 PyMethodDef transport_methods[] = {
-    {"write", transport_write, METH_O,
-     "write($self, data, /)\n--\n\n"
+    {"write", as_cfunction(transport_write), kFast,
+     "write($self, /, data)\n--\n\n"
      "Send bytes, now or as soon as the peer takes them (asyncio.WriteTransport.write).\n\n"
      "data: bytes, bytearray or memoryview; may be changed after the call."},
-    {"writelines", transport_writelines, METH_O,
-     "writelines($self, list_of_data, /)\n--\n\n"
+    {"writelines", as_cfunction(transport_writelines), kFast,
+     "writelines($self, /, list_of_data)\n--\n\n"
      "Send several pieces in one system call (asyncio.WriteTransport.writelines)."},
     {"write_eof", transport_write_eof, METH_NOARGS,
      "write_eof($self, /)\n--\n\n"
@@ -305,8 +333,8 @@ PyMethodDef transport_methods[] = {
      "set_write_buffer_limits($self, /, high=None, low=None)\n--\n\n"
      "Set the watermarks in bytes (asyncio.WriteTransport.set_write_buffer_limits).\n\n"
      "ValueError unless high >= low >= 0."},
-    {"set_protocol", transport_set_protocol, METH_O,
-     "set_protocol($self, protocol, /)\n--\n\n"
+    {"set_protocol", as_cfunction(transport_set_protocol), kFast,
+     "set_protocol($self, /, protocol)\n--\n\n"
      "Speak to another protocol from now on, of either kind (asyncio.BaseTransport.set_protocol)."},
     {"get_protocol", transport_get_protocol, METH_NOARGS,
      "get_protocol($self, /)\n--\n\nThe current protocol (asyncio.BaseTransport.get_protocol)."},

@@ -156,8 +156,14 @@ class Backend {
   // registration is gone is dropped.
   void dispatch(ChannelId id, std::uint32_t io_events);
 
-  // Tells the kernel about changes that were put off to the next poll.
+  // Tells the kernel about changes that were put off to the next poll; of all channels, or of one whose
+  // descriptor others may close or use before that.
   virtual void apply_changes() = 0;
+  void apply_change(Channel& channel) noexcept {
+    if (channel.attached()) {
+      (void)change_now(channel);
+    }
+  }
 
   // True while something besides the wake-up descriptor is registered.
   [[nodiscard]] bool has_channels() const noexcept { return watched_ != 0; }

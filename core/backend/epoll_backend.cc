@@ -75,16 +75,14 @@ void EpollBackend::note_change(Channel& channel) noexcept {
 }
 
 int EpollBackend::change_now(Channel& channel) noexcept {
-  if (abandoned_) {
+  if (abandoned_ || (channel.wanted == 0 && channel.registered == 0)) {
     return 0;
   }
   const std::uint32_t mask = epoll_mask(channel.wanted);
   const std::uint64_t data = pack(channel.id);
   int error = 0;
   if (channel.wanted == 0) {
-    if (channel.registered != 0) {
-      error = os::epoll_remove(epoll_fd_.get(), channel.fd);
-    }
+    error = os::epoll_remove(epoll_fd_.get(), channel.fd);
   } else if (channel.registered == 0) {
     error = os::epoll_add(epoll_fd_.get(), channel.fd, mask, data);
     if (error == EEXIST) {

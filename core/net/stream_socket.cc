@@ -261,12 +261,13 @@ bool StreamSocket::close() {
   }
   closing_ = true;
   engine_.backend().stop_receive(channel_);
-  if (!queue_.empty()) {
-    return false;
+  const bool nothing_left = queue_.empty();
+  if (nothing_left) {
+    ++lost_count_;
+    engine_.backend().stop_send_ready(channel_);
   }
-  ++lost_count_;
-  engine_.backend().stop_send_ready(channel_);
-  return true;
+  leave_kernel();
+  return nothing_left;
 }
 
 bool StreamSocket::force_close() {
@@ -279,9 +280,14 @@ bool StreamSocket::force_close() {
     closing_ = true;
     engine_.backend().stop_receive(channel_);
   }
+  leave_kernel();
   ++lost_count_;
   return true;
 }
+
+// Not put off to the next poll: whoever shares the descriptor may close it once the socket is closing,
+// and its number would be another file's by then.
+void StreamSocket::leave_kernel() noexcept { engine_.backend().apply_change(channel_); }
 
 void StreamSocket::drop_queue() {
   queue_.clear([this](WriteQueue::Owner owner) { events_.drop_owner(owner); });

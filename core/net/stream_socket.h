@@ -125,6 +125,7 @@ class StreamSocket final : private StreamSink {
   void maybe_pause_writing();
   void maybe_resume_writing();
   void drop_queue();
+  void leave_kernel() noexcept;
 
   Engine& engine_;
   StreamEvents& events_;

@@ -297,7 +297,9 @@ def _run_stdin(namespace: dict[str, Any]) -> None:
     exec(code, namespace)
 
 
-def _run_script(path: str, source: CodeType | bytes, loader: Any, namespace: dict[str, Any]) -> None:
+def _run_script(
+    path: str, source: CodeType | bytes, loader: Any, namespace: dict[str, Any]
+) -> None:
     _set_file(namespace, path)
     namespace["__loader__"] = loader("__main__", path)
     code = source

@@ -55,6 +55,13 @@ class Loop(_native.Loop, asyncio.SelectorEventLoop):
         super().__init__(_SelectorView(self))  # type: ignore[arg-type]
         self._listeners: dict[int, _native.Listener] = {}
 
+    def __repr__(self) -> str:
+        name = "cpploop.Loop" if type(self) is Loop else type(self).__name__
+        return (
+            f"<{name} running={self.is_running()} "
+            f"closed={self.is_closed()} debug={self.get_debug()}>"
+        )
+
     # ---- running ----
 
     def run_forever(self) -> None:
@@ -252,8 +259,8 @@ class Loop(_native.Loop, asyncio.SelectorEventLoop):
         """Send a file by the kernel, behind what the transport has queued."""
         resume_reading = transp.is_reading()
         transp.pause_reading()
-        transp._lend(True)
         await transp._make_empty_waiter()
+        transp._lend(True)
         try:
             return await self.sock_sendfile(transp._sock, file, offset, count, fallback=False)
         finally:

@@ -149,7 +149,9 @@ def test_a_handler_that_raises() -> None:
             loop.call_soon(fail)
             loop.call_soon(lambda: records.append(("", "next callback")))
             run_once(loop)
-            return [(level, without_traceback_details(text).splitlines()) for level, text in records]
+            return [
+                (level, without_traceback_details(text).splitlines()) for level, text in records
+            ]
 
     records = same_on_both(attempt)
     assert records[0][1][0] == "Unhandled error in exception handler"

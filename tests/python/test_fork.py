@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import textwrap
 
 import pytest
@@ -432,8 +433,9 @@ def test_the_wakeup_fd_is_not_shared(loop_name: str) -> None:
         """
     out = script(source, loop_name)
     first, second = out.splitlines()
-    assert first == "(\"child's own handler\\n\", 0)"
-    if loop_name == "cpploop":
+    assert first == '("child\'s own handler\\n", 0)'
+    # asyncio takes the descriptor back in the child from 3.12 on.
+    if sys.version_info >= (3, 12):
         assert second == "[]"
 
 

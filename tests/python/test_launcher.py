@@ -294,7 +294,7 @@ def test_ctrl_c_while_the_loop_sleeps(way: Way, tmp_path: Path) -> None:
 def test_syntax_errors(way: Way, source: str, tmp_path: Path) -> None:
     args, stdin = way(tmp_path, source)
     status, _, err = both(*args, cwd=tmp_path, stdin=stdin)
-    assert status == 1 and "SyntaxError" in err or "IndentationError" in err
+    assert (status == 1 and "SyntaxError" in err) or "IndentationError" in err
 
 
 def test_command_is_dedented_where_python_does_so(tmp_path: Path) -> None:
@@ -506,9 +506,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 @pytest.mark.parametrize("way", [as_script, as_module, as_package], ids=lambda way: way.__name__)
-def test_multiprocessing_children_and_grandchildren(
-    way: Way, method: str, tmp_path: Path
-) -> None:
+def test_multiprocessing_children_and_grandchildren(way: Way, method: str, tmp_path: Path) -> None:
     args, _ = way(tmp_path, CHILDREN)
     if way is as_package:
         # What is defined in a __main__.py cannot be found by a spawned child, on any loop.

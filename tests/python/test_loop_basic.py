@@ -248,41 +248,52 @@ def test_future_of_another_loop() -> None:
     assert same_on_both(attempt)[:2] == ("raised", "ValueError")
 
 
-def test_running_twice() -> None:
-    def attempt(factory: support.LoopFactory) -> list[Any]:
-        seen: list[Any] = []
-        with open_loop(factory) as loop, open_loop(factory) as other:
-
-            async def never() -> None:
-                pass
-
-            def check() -> None:
-                seen.append(outcome(loop.run_forever))
-                seen.append(outcome(other.run_forever))
-                for candidate in (loop, other):
-                    coroutine = never()
-                    seen.append(outcome(candidate.run_until_complete, coroutine))
-                    coroutine.close()
-                seen.append((loop.is_running(), other.is_running()))
-                seen.append(outcome(loop.close))
-                loop.stop()
-
-            loop.call_soon(check)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", RuntimeWarning)
-                loop.run_forever()
-                gc.collect()
-            seen.append(asyncio._get_running_loop())
-        return seen
-
-    result = same_on_both(attempt)
-    assert result[0] == ("raised", "RuntimeError", "This event loop is already running")
-    assert result[1] == (
+def test_running_twice(loop_name: str, loop_factory: support.LoopFactory) -> None:
+    seen: list[Any] = []
+    nested = ("raised", "RuntimeError", "This event loop is already running")
+    second = (
         "raised",
         "RuntimeError",
         "Cannot run the event loop while another loop is running",
     )
-    assert result[-2] == ("raised", "RuntimeError", "Cannot close a running event loop")
+
+    async def never() -> None:
+        pass
+
+    def check() -> None:
+        try:
+            attempt()
+        finally:
+            loop.stop()
+
+    def attempt() -> None:
+        seen.append(outcome(loop.run_forever))
+        if loop_name == "asyncio" and not loop.is_running():
+            # The first releases of 3.12 and 3.13 forget that the loop runs once they refused.
+            return
+        seen.append(outcome(other.run_forever))
+        for candidate in (loop, other):
+            coroutine = never()
+            seen.append(outcome(candidate.run_until_complete, coroutine))
+            coroutine.close()
+        seen.append((loop.is_running(), other.is_running()))
+        seen.append(outcome(loop.close))
+        seen.append(asyncio.get_running_loop() is loop)
+
+    with open_loop(loop_factory) as loop, open_loop(loop_factory) as other:
+        loop.call_soon(check)
+        loop.run_forever()
+        assert asyncio._get_running_loop() is None
+        # A refused run leaves nothing behind in the second loop.
+        other.run_until_complete(asyncio.sleep(0))
+    gc.collect()
+    assert seen[0] == nested
+    if len(seen) == 1:
+        pytest.skip("this Python forgets that the loop runs")
+    assert seen[1:4] == [second, nested, second]
+    assert seen[4] == (True, False)
+    assert seen[5] == ("raised", "RuntimeError", "Cannot close a running event loop")
+    assert seen[6] is True
 
 
 def test_a_loop_runs_in_any_thread_and_in_several_at_once(
@@ -330,7 +341,6 @@ def test_close(loop_factory: support.LoopFactory) -> None:
     assert loop.is_closed() and not loop.is_running()
     loop.close()
     assert called == []
-
 
 
 CLOSED_CALLS: dict[str, Callable[[Any, socket.socket], Any]] = {
@@ -415,7 +425,9 @@ def test_create_task_on_a_closed_loop() -> None:
 CLOSED_COROUTINES: dict[str, Callable[[Any, socket.socket], Any]] = {
     "getaddrinfo": lambda loop, sock: loop.getaddrinfo("localhost", 1),
     "getnameinfo": lambda loop, sock: loop.getnameinfo(("127.0.0.1", 1)),
-    "create_connection": lambda loop, sock: loop.create_connection(asyncio.Protocol, "localhost", 1),
+    "create_connection": lambda loop, sock: loop.create_connection(
+        asyncio.Protocol, "localhost", 1
+    ),
     "sock_recv": lambda loop, sock: loop.sock_recv(sock, 10),
     "sock_recv_into": lambda loop, sock: loop.sock_recv_into(sock, bytearray(10)),
     "sock_accept": lambda loop, sock: loop.sock_accept(sock),

@@ -65,7 +65,7 @@ def poke(call):
 """
 
 EXERCISE = """
-kind = getattr(_native, sys.argv[1])
+kind = getattr(_native, sys.argv[1], None)
 
 def members(target):
     for name in dir(target):

@@ -251,9 +251,9 @@ class FilenoRaises:
         raise LookupError("no descriptor")
 
 
-class FilenoText:
-    def fileno(self) -> str:
-        return "3"
+class FilenoNone:
+    def fileno(self) -> None:
+        return None
 
 
 BAD_DESCRIPTORS: dict[str, Any] = {
@@ -265,7 +265,7 @@ BAD_DESCRIPTORS: dict[str, Any] = {
     "float": 1.5,
     "object": object(),
     "fileno raises": FilenoRaises(),
-    "fileno gives text": FilenoText(),
+    "fileno gives none": FilenoNone(),
     "fileno gives -1": WithFileno(-1),
 }
 

@@ -337,7 +337,8 @@ def test_a_subclass_is_collected(base: Any) -> None:
     gc.collect()
     gc.collect()
     assert instance() is None
-    assert alive() is None
+    # Free-threaded builds keep classes alive in caches of their own for a while.
+    assert alive() is None or support.FREE_THREADED
 
 
 def test_debug_set_in_init_and_by_override(base: Any) -> None:

@@ -219,9 +219,7 @@ def test_a_huge_delay_alone_does_not_make_the_loop_spin(loop: Any, only: float) 
         import threading
 
         future = loop.create_future()
-        timer = threading.Timer(
-            0.15, lambda: loop.call_soon_threadsafe(future.set_result, None)
-        )
+        timer = threading.Timer(0.15, lambda: loop.call_soon_threadsafe(future.set_result, None))
         timer.start()
         used = time.thread_time()
         await future
@@ -266,11 +264,16 @@ def test_kinds_of_numbers(loop: Any) -> None:
 
 @pytest.mark.parametrize("method", ["call_later", "call_at"])
 def test_not_a_number_is_no_crash(loop: Any, method: str) -> None:
-    """NaN compares false with everything: asyncio accepts it; nothing else may be disturbed."""
+    """NaN compares false with everything. asyncio takes it, and its heap is out of order until it
+    is gone; refusing it with a ValueError is as good. Nothing else may be disturbed."""
     fired: list[str] = []
-    handle = getattr(loop, method)(math.nan, fired.append, "nan")
-    assert isinstance(handle, asyncio.TimerHandle) and math.isnan(handle.when())
-    handle.cancel()
+    try:
+        handle = getattr(loop, method)(math.nan, fired.append, "nan")
+    except ValueError:
+        pass
+    else:
+        assert isinstance(handle, asyncio.TimerHandle) and math.isnan(handle.when())
+        handle.cancel()
     loop.call_later(0.002, fired.append, "other")
     run_for(loop, 0.01)
     assert fired == ["other"]
