@@ -62,7 +62,7 @@ struct FreeList {
   AsyncioHandle& base = asyncio_part(handle);
   HandlePayload& payload = payload_of(handle);
   base.callback = py::new_ref(spec.callback);
-  base.loop = py::new_ref(spec.loop);
+  payload.loop = py::new_ref(spec.loop);
   base.repr = py::none();
   base.source_traceback = py::none();
   if (spec.arg_count <= static_cast<Py_ssize_t>(kInlineArgs)) {
@@ -112,6 +112,7 @@ void clear_slots(PyObject* handle) noexcept {
   Py_CLEAR(base.callback);
   Py_CLEAR(base.cancelled);
   Py_CLEAR(base.context);
+  Py_CLEAR(base.loop);
   Py_CLEAR(base.repr);
   Py_CLEAR(base.source_traceback);
   for (PyObject*& arg : payload.inline_args) {
@@ -133,6 +134,7 @@ int handle_traverse(PyObject* handle, visitproc visit, void* arg) noexcept {
   Py_VISIT(base.cancelled);
   Py_VISIT(base.context);
   Py_VISIT(base.loop);
+  Py_VISIT(payload.loop);
   Py_VISIT(base.repr);
   Py_VISIT(base.source_traceback);
   for (PyObject* inline_arg : payload.inline_args) {
@@ -158,7 +160,7 @@ void handle_dealloc(PyObject* handle) noexcept {
   PyObject_GC_UnTrack(handle);
   PyObject_ClearWeakRefs(handle);
   // The loop is what leads to the module's state, so it is let go last.
-  Ref loop = Ref::steal(std::exchange(asyncio_part(handle).loop, nullptr));
+  Ref loop = Ref::steal(std::exchange(payload_of(handle).loop, nullptr));
   const HandleKind kind = payload_of(handle).kind;
   clear_slots(handle);
   if (keeps_free_list() && loop) {
@@ -200,6 +202,7 @@ PyObject* get_args(PyObject* handle, void*) { return args_tuple(handle); }
 PyObject* get_cancelled(PyObject* handle, void*) {
   return py::boolean(payload_of(handle).cancelled);
 }
+PyObject* get_loop(PyObject* handle, void*) { return py::new_ref(loop_of_handle(handle)); }
 PyObject* get_scheduled(PyObject* handle, void*) {
   return py::boolean(payload_of(handle).scheduled);
 }
@@ -215,7 +218,7 @@ PyObject* method_cancelled(PyObject* handle, PyObject*) {
 #if PY_VERSION_HEX >= 0x030E0000
 // Python 3.14's thread-safe handles answer only when a callback under way in another thread is over.
 PyObject* method_cancelled_waiting(PyObject* handle, PyObject*) {
-  Loop& loop = loop_of(asyncio_part(handle).loop);
+  Loop& loop = loop_of(loop_of_handle(handle));
   while (loop.runs_elsewhere(handle)) {
     loop.wait_for_callback(handle);
   }
@@ -277,12 +280,14 @@ PyMethodDef threadsafe_methods[] = {
 PyGetSetDef handle_getset[] = {
     {"_args", get_args, nullptr, nullptr, nullptr},
     {"_cancelled", get_cancelled, nullptr, nullptr, nullptr},
+    {"_loop", get_loop, nullptr, nullptr, nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr},
 };
 
 PyGetSetDef timer_getset[] = {
     {"_args", get_args, nullptr, nullptr, nullptr},
     {"_cancelled", get_cancelled, nullptr, nullptr, nullptr},
+    {"_loop", get_loop, nullptr, nullptr, nullptr},
     {"_scheduled", get_scheduled, nullptr, nullptr, nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr},
 };
@@ -464,7 +469,7 @@ bool run_handle(PyObject* handle) {
     }
   }
   if (threadsafe) {
-    loop_of(base.loop).callback_over(handle);
+    loop_of(payload.loop).callback_over(handle);
   }
   for (std::uint32_t i = 0; i < count; ++i) {
     Py_DECREF(arguments[i + 1]);
@@ -475,7 +480,7 @@ bool run_handle(PyObject* handle) {
 bool cancel_handle(PyObject* handle) {
   AsyncioHandle& base = asyncio_part(handle);
   HandlePayload& payload = payload_of(handle);
-  Loop& loop = loop_of(base.loop);
+  Loop& loop = loop_of(payload.loop);
   bool busy = false;
   bool first = false;
   Py_BEGIN_CRITICAL_SECTION(handle);

@@ -36,6 +36,8 @@ struct HandlePayload {
   bool scheduled;   // A timer that is in the heap.
   bool counted;     // A cancelled timer that the heap knows to be dead.
   bool running;     // A thread-safe handle whose callback is being called.
+  // The loop, in a place that Python code cannot write to; asyncio's own slot for it stays empty.
+  PyObject* loop;
   PyObject* inline_args[kInlineArgs];
 };
 
@@ -71,6 +73,10 @@ struct ThreadSafeHandleObject {
 
 [[nodiscard]] inline AsyncioHandle& asyncio_part(PyObject* handle) noexcept {
   return *reinterpret_cast<AsyncioHandle*>(handle);
+}
+
+[[nodiscard]] inline PyObject* loop_of_handle(PyObject* handle) noexcept {
+  return payload_of(handle).loop;
 }
 
 // What a handle is made from. `context` may be null: then the current one is copied.

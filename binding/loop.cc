@@ -1,5 +1,6 @@
 #include "binding/loop.h"
 
+#include <cxxabi.h>
 #include <pthread.h>
 #include <unistd.h>
 
@@ -30,6 +31,12 @@ void count_fork() noexcept { g_fork_generation.fetch_add(1, std::memory_order_re
 #else
   return _Py_IsFinalizing() != 0;
 #endif
+}
+
+[[noreturn]] void park() {
+  for (;;) {
+    ::pause();
+  }
 }
 
 [[nodiscard]] PyObject* as_object(Token token) noexcept { return static_cast<PyObject*>(token); }
@@ -88,11 +95,13 @@ void Loop::woke_up() {
   // While the runtime finalises, a daemon thread must not come back. Python 3.14 parks it here itself;
   // before, it would end the thread in the middle of our frames.
   if (runtime_is_finalizing()) {
-    for (;;) {
-      ::pause();
-    }
+    park();
   }
-  PyEval_RestoreThread(std::exchange(saved_thread_, nullptr));
+  try {
+    PyEval_RestoreThread(std::exchange(saved_thread_, nullptr));
+  } catch (const abi::__forced_unwind&) {
+    park();  // It began while we asked.
+  }
 }
 
 void Loop::wait_interrupted() {
@@ -268,7 +277,7 @@ PyObject* Loop::call_at(PyObject* when, PyObject* callback, PyObject* const* arg
 
 bool Loop::schedule(PyObject* callback, PyObject* const* args, Py_ssize_t arg_count,
                     PyObject* context) {
-  if (!overrides_.call_soon) {
+  if (!overrides().call_soon) {
     if (!check_open()) {
       return false;
     }
@@ -390,10 +399,39 @@ PyObject* Loop::add_watcher(int fd, Wanted what, PyObject* callback, PyObject* c
   return result.release();
 }
 
+void Loop::remember_descriptor(PyObject* object, int fd) {
+  for (auto& [known, number] : watched_objects_) {
+    if (known.get() == object) {
+      number = fd;
+      return;
+    }
+  }
+  watched_objects_.emplace_back(Ref::borrow(object), fd);
+}
+
+int Loop::descriptor_when_added(PyObject* object) const noexcept {
+  for (const auto& [known, number] : watched_objects_) {
+    if (known.get() == object) {
+      return number;
+    }
+  }
+  return -1;
+}
+
 int Loop::remove_watcher(int fd, Wanted what) {
   Ref handle = Ref::steal(as_object(engine_.watchers().remove(fd, what)));
   if (!handle) {
     return 0;
+  }
+  std::vector<Ref> forgotten;
+  if (!engine_.watchers().has(fd, kWantReadable) && !engine_.watchers().has(fd, kWantWritable)) {
+    std::erase_if(watched_objects_, [&](auto& known) {
+      if (known.second != fd) {
+        return false;
+      }
+      forgotten.push_back(std::move(known.first));
+      return true;
+    });
   }
   return cancel_handle(handle.get()) ? 1 : -1;
 }
@@ -437,6 +475,8 @@ void Loop::close() {
     engine_.abandon_after_fork();
   }
   engine_.close();
+  const auto watched = std::move(watched_objects_);
+  watched_objects_.clear();
   std::vector<PyObject*> transports = std::move(transports_);
   transports_.clear();
   for (PyObject* transport : transports) {
@@ -496,6 +536,9 @@ int Loop::traverse(visitproc visit, void* arg) {
   engine_.watchers().for_each([&](Token token) { visit_one(as_object(token)); });
   for (PyObject* transport : transports_) {
     visit_one(transport);
+  }
+  for (const auto& [object, number] : watched_objects_) {
+    visit_one(object.get());
   }
   visit_one(task_factory);
   visit_one(leaving_.value());

@@ -8,6 +8,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "binding/module_state.h"
@@ -108,6 +109,10 @@ class Loop final : private Host, private Clock {
   // 1 removed, 0 nothing there, -1 error.
   [[nodiscard]] int remove_watcher(int fd, Wanted what);
 
+  // Files given as objects, by identity: remove_reader() finds one again after it was closed.
+  void remember_descriptor(PyObject* object, int fd);  // Throws std::bad_alloc.
+  [[nodiscard]] int descriptor_when_added(PyObject* object) const noexcept;  // -1: unknown.
+
   // Open transports by descriptor; each is held by the loop until its connection_lost.
   [[nodiscard]] PyObject* transport_at(int fd) const noexcept;
   void hold_transport(int fd, PyObject* transport);  // Throws std::bad_alloc.
@@ -126,7 +131,13 @@ class Loop final : private Host, private Clock {
 
   void note_attribute_set(PyObject* name);
   void find_overrides();
-  [[nodiscard]] const LoopOverrides& overrides() const noexcept { return overrides_; }
+  [[nodiscard]] const LoopOverrides& overrides() {
+    // A type that was changed since (a method replaced on the class) has another version.
+    if (Py_TYPE(self_)->tp_version_tag != known_type_version_) [[unlikely]] {
+      find_overrides();
+    }
+    return overrides_;
+  }
 
   [[nodiscard]] int traverse(visitproc visit, void* arg);
   void clear();
@@ -162,11 +173,13 @@ class Loop final : private Host, private Clock {
   ModuleState& state_;
   Engine engine_;
   std::vector<PyObject*> transports_;  // By descriptor; owned references.
+  std::vector<std::pair<py::Ref, int>> watched_objects_;
   std::unique_ptr<char[]> scratch_;
   PyThreadState* saved_thread_ = nullptr;
   py::PendingError leaving_;
   py::Ref io_object_;
   LoopOverrides overrides_;
+  unsigned int known_type_version_ = 0;
   std::int64_t io_started_ns_ = 0;
   unsigned long thread_id_ = 0;  // 0: not running.
   // Guards the `running` mark of thread-safe handles.

@@ -112,11 +112,13 @@ struct CallbackCall {
   if (PyLong_Check(object)) {
     const long fd = PyLong_AsLong(object);
     if (fd == -1 && PyErr_Occurred() != nullptr) {
-      PyErr_Clear();
-      PyErr_Format(PyExc_ValueError, "Invalid file descriptor: %R", object);
       return -1;
     }
-    if (fd < 0 || fd > INT_MAX) {
+    if (fd > INT_MAX) {
+      PyErr_SetString(PyExc_OverflowError, "Python int too large to convert to C int");
+      return -1;
+    }
+    if (fd < 0) {
       PyErr_Format(PyExc_ValueError, "Invalid file descriptor: %ld", fd);
       return -1;
     }
@@ -279,6 +281,18 @@ PyObject* loop_create_future(PyObject* self, PyObject*) {
   return state.task_keywords_with_loop;
 }
 
+// name and context, which every Python's create_task() takes. What else it takes, and what it says to
+// the rest, is its own to say.
+[[nodiscard]] bool known_task_keywords(ModuleState& state, const CallArgs& args) {
+  for (Py_ssize_t i = 0; i < args.keyword_count(); ++i) {
+    PyObject* name = args.keyword_name(i);
+    if (name != state.str_name && name != state.str_context) {
+      return false;
+    }
+  }
+  return true;
+}
+
 PyObject* loop_create_task(PyObject* self, PyObject* const* values, Py_ssize_t count,
                            PyObject* keywords) {
   Loop& loop = loop_of(self);
@@ -286,6 +300,7 @@ PyObject* loop_create_task(PyObject* self, PyObject* const* values, Py_ssize_t c
   const CallArgs args{values, count, keywords};
   constexpr Py_ssize_t kKeywordsMax = 6;
   const bool plain = count == 1 && args.keyword_count() <= kKeywordsMax && !loop.debug() &&
+                     known_task_keywords(state, args) &&
                      (loop.task_factory == nullptr || loop.task_factory == Py_None);
   if (!plain || py::kFreeThreaded) {
     // A factory, debug mode's tracebacks, odd arguments: asyncio's own method knows them all.
@@ -391,6 +406,9 @@ PyObject* loop_forked(PyObject* self, PyObject*) { return py::boolean(loop_of(se
     if (!handle) {
       return nullptr;
     }
+    if (!PyLong_Check(call.leading)) {
+      loop.remember_descriptor(call.leading, fd);
+    }
     return checks_transport ? py::none() : handle.release();
   });
 }
@@ -402,16 +420,21 @@ PyObject* loop_forked(PyObject* self, PyObject*) { return py::boolean(loop_of(se
     if (!loop.check_thread()) {
       return nullptr;
     }
-    const int fd = descriptor_of(object);
+    int fd = descriptor_of(object);
     if (fd < 0) {
-      // A file that is closed already, say: asyncio finds nothing registered for it.
-      if (checks_transport || !PyErr_ExceptionMatches(PyExc_ValueError)) {
+      // Too large a number is watched by nobody; a file that is closed by now may have been open when
+      // it was added; all else is refused.
+      if (PyErr_ExceptionMatches(PyExc_OverflowError)) {
+        PyErr_Clear();
+        Py_RETURN_FALSE;
+      }
+      py::PendingError error = py::PendingError::take();
+      fd = PyLong_Check(object) ? -1 : loop.descriptor_when_added(object);
+      if (fd < 0) {
+        error.restore();
         return nullptr;
       }
-      PyErr_Clear();
-      Py_RETURN_FALSE;
-    }
-    if (checks_transport && !ensure_no_transport(loop, fd, object)) {
+    } else if (checks_transport && !ensure_no_transport(loop, fd, object)) {
       return nullptr;
     }
     if (loop.closed()) {
@@ -721,10 +744,13 @@ PyObject* new_future(Loop& loop) {
 }
 
 void Loop::find_overrides() {
+  known_type_version_ = Py_TYPE(self_)->tp_version_tag;
   overrides_.time = is_overridden(self_, state_.str_time);
   overrides_.call_soon = is_overridden(self_, state_.str_call_soon);
   overrides_.call_at = is_overridden(self_, state_.str_call_at);
   engine_.set_clock(overrides_.time ? static_cast<Clock*>(this) : nullptr);
+  // The look-ups above gave the type a version if it had none.
+  known_type_version_ = Py_TYPE(self_)->tp_version_tag;
 }
 
 void Loop::note_attribute_set(PyObject* name) {

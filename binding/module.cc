@@ -65,6 +65,23 @@ PyObject* native_build_info(PyObject*, PyObject*) {
                        "timed_wait", precise ? "epoll_pwait2" : "epoll_wait, whole milliseconds");
 }
 
+PyObject* native_process_exits(PyObject*, PyObject*) {
+  py::g_process_exiting.store(true);
+  return py::none();
+}
+
+// Registered with atexit, whose functions run before the interpreter begins to end other threads.
+PyMethodDef process_exits_def = {"_process_exits", native_process_exits, METH_NOARGS, nullptr};
+
+[[nodiscard]] bool watch_for_exit() {
+  Ref function = Ref::steal(PyCFunction_New(&process_exits_def, nullptr));
+  Ref register_function = Ref::steal(import_attribute("atexit", "register"));
+  Ref result = function && register_function
+                   ? Ref::steal(PyObject_CallOneArg(register_function.get(), function.get()))
+                   : Ref();
+  return static_cast<bool>(result);
+}
+
 PyMethodDef module_methods[] = {
     {"build_info", native_build_info, METH_NOARGS, nullptr},
     {nullptr, nullptr, 0, nullptr},
@@ -72,7 +89,7 @@ PyMethodDef module_methods[] = {
 
 int module_exec(PyObject* module) {
   auto* state = new (PyModule_GetState(module)) ModuleState();
-  if (!intern_names(*state) || !import_asyncio(*state) || !add_handle_types(module, *state) ||
+  if (!watch_for_exit() || !intern_names(*state) || !import_asyncio(*state) || !add_handle_types(module, *state) ||
       !add_loop_type(module, *state) || !add_stream_transport_type(module, *state) ||
       !add_listener_type(module, *state)) {
     return -1;

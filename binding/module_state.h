@@ -11,7 +11,7 @@ namespace cpploop {
   X(_accept_error) X(_accept_exhausted) X(_accept_failed) X(_accept_tls)                         \
   X(_attach) X(_buffer) X(_callback_failed)                                                      \
   X(_call_connection_lost) X(_check_callback) X(_closed_socket) X(_detach) X(_log_closed_write)  \
-  X(_log_fatal_error) X(_log_slow) X(_transport_socket)                                          \
+  X(_log_fatal_error) X(_refuse_data) X(_transport_socket)                                          \
   X(_start_reading) X(_unclosed) X(address) X(backlog) X(buffer_updated)                         \
   X(call_at) X(call_exception_handler) X(call_later) X(call_soon) X(callback) X(cancelled)       \
   X(connection_lost) X(connection_made) X(Future) X(Task) X(context) X(coro) X(create_task) X(data) X(data_received) X(list_of_data)  \

@@ -437,14 +437,8 @@ void StreamTransport::queue_object(PyObject* bytes, std::size_t offset) {
 
 PyObject* StreamTransport::write(PyObject* data) {
   if (!PyBytes_Check(data) && !PyByteArray_Check(data) && !PyMemoryView_Check(data)) {
-#if PY_VERSION_HEX >= 0x030E0000
-    constexpr const char* kMessage =
-        "data argument must be a bytes, bytearray, or memoryview object, not '%.200s'";
-#else
-    constexpr const char* kMessage = "data argument must be a bytes-like object, not '%.200s'";
-#endif
-    PyErr_Format(PyExc_TypeError, kMessage, py::type_name(data));
-    return nullptr;
+    // The words differ between patch releases: asyncio's own write() says them.
+    return PyObject_CallMethodOneArg(loop_->state().support, loop_->state().str__refuse_data, data);
   }
   if (refuse_write("write", "write")) {
     return nullptr;
@@ -500,7 +494,12 @@ PyObject* StreamTransport::write(PyObject* data) {
 }
 
 PyObject* StreamTransport::writelines(PyObject* list) {
-  if (refuse_write("writelines", "writelines")) {
+#if PY_VERSION_HEX >= 0x030C0000
+  constexpr const char* kName = "writelines";
+#else
+  constexpr const char* kName = "write";  // asyncio's joined the pieces and called write().
+#endif
+  if (refuse_write(kName, kName)) {
     return nullptr;
   }
   Ref sequence = Ref::steal(PySequence_Fast(list, "can only join an iterable"));

@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <utility>
 
+#include "binding/py/ref.h"
+
 namespace cpploop::py {
 
 // An exported buffer, released when this goes. It must not outlive the call that took it: a bytearray
@@ -34,6 +36,7 @@ class BufferView {
   }
   void release() noexcept {
     if (std::exchange(held_, false)) {
+      before_release();
       PyBuffer_Release(&view_);
     }
   }

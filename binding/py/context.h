@@ -2,6 +2,8 @@
 
 #include "binding/py/python.h"
 
+#include "binding/py/ref.h"
+
 namespace cpploop::py {
 
 // Runs what follows inside a contextvars.Context, as Context.run() does. An error in flight survives
@@ -16,6 +18,7 @@ class InContext {
   }
   ~InContext() {
     if (entered_) {
+      before_release();
       if (PyContext_Exit(context_) != 0) {
         PyErr_WriteUnraisable(context_);
       }

@@ -2,10 +2,26 @@
 
 #include "binding/py/python.h"
 
+#include <atomic>
 #include <cstring>
 #include <utility>
 
 namespace cpploop::py {
+
+// Set once the process has begun to exit, and never cleared.
+inline std::atomic<bool> g_process_exiting{false};
+
+// Below Python 3.14 a daemon thread that asks for the interpreter while it finalises is ended by
+// unwinding its stack, and the first thing that would run is the destructors of our frames, without
+// an interpreter to run in. They call this first, and the thread stops here for good, which is what
+// Python 3.14 does itself.
+void park_if_thread_is_ending();
+
+inline void before_release() {
+  if (g_process_exiting.load(std::memory_order_relaxed)) [[unlikely]] {
+    park_if_thread_is_ending();
+  }
+}
 
 // An owned reference. Move-only: a second reference to the same object is spelled dup(). Dropping one
 // can run any code, so it is never done while an invariant is open.
@@ -21,7 +37,12 @@ class Ref {
   }
   Ref(const Ref&) = delete;
   Ref& operator=(const Ref&) = delete;
-  ~Ref() { Py_XDECREF(object_); }
+  ~Ref() {
+    if (object_ != nullptr) {
+      before_release();
+      Py_DECREF(object_);
+    }
+  }
 
   // Takes over a reference that the caller owns (what most C API calls return).
   [[nodiscard]] static Ref steal(PyObject* object) noexcept { return Ref(object); }

@@ -250,7 +250,7 @@ def _fresh_main() -> ModuleType:
     old = sys.modules["__main__"]
     module = ModuleType("__main__")
     module.__builtins__ = builtins  # type: ignore[attr-defined]
-    module.__loader__ = BuiltinImporter  # type: ignore[assignment]
+    module.__loader__ = BuiltinImporter
     if "__annotations__" in old.__dict__:
         module.__annotations__ = {}
     sys.modules["__main__"] = module

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import _native
+from ._resolve import ResolvingLoop
 
 _SERVES_IN_CONTEXT = sys.version_info >= (3, 15)
 
@@ -42,7 +43,7 @@ class _SelectorView:
         return selectors.SelectorKey(fileobj, fd, mask, None)
 
 
-class Loop(_native.Loop, asyncio.SelectorEventLoop):
+class Loop(_native.Loop, ResolvingLoop):
     """An asyncio event loop with a native engine.
 
     Make one with ``cpploop.new_event_loop()``, or hand that function to ``asyncio.run``,
@@ -108,6 +109,8 @@ class Loop(_native.Loop, asyncio.SelectorEventLoop):
             self._default_executor = None
             if not forked:
                 executor.shutdown(wait=False)
+        if not forked:
+            self._stop_resolver(wait=False)
         if forked:
             # The handlers and the wake-up descriptor are the parent's arrangement.
             self._signal_handlers.clear()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ("EventLoopPolicy", "install")
 
 
-class EventLoopPolicy(asyncio.unix_events._UnixDefaultEventLoopPolicy):  # type: ignore[name-defined,misc]
+class EventLoopPolicy(asyncio.unix_events._UnixDefaultEventLoopPolicy):
     """asyncio's default policy, except that the loops it makes are cpploop's.
 
     What get_event_loop() does where no loop is set is for the running Python to say: 3.13 and
@@ -40,14 +40,15 @@ def install() -> None:
     3.14 on. cpploop.run() and the factory cpploop.new_event_loop need no policy, and
     ``python -m cpploop`` runs a program that cannot be changed.
     """
-    if sys.version_info < (3, 14):
-        asyncio.set_event_loop_policy(EventLoopPolicy())
-        return
-    # asyncio's own warning would name this file; the caller's line is the one to change.
-    warnings.warn(
-        "cpploop.install() sets an event loop policy, which Python deprecates and 3.16 removes; "
-        "use cpploop.run() or pass loop_factory=cpploop.new_event_loop",
-        DeprecationWarning,
-        stacklevel=2,
-    )
-    asyncio.events._set_event_loop_policy(EventLoopPolicy())
+    policy = EventLoopPolicy()
+    if sys.version_info >= (3, 14):
+        # asyncio's own warning would name this file; the caller's line is the one to change.
+        warnings.warn(
+            "cpploop.install() sets an event loop policy, which Python deprecates and 3.16 "
+            "removes; use cpploop.run() or pass loop_factory=cpploop.new_event_loop",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        asyncio.events._set_event_loop_policy(policy)
+    else:
+        asyncio.set_event_loop_policy(policy)

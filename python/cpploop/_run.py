@@ -44,9 +44,10 @@ def run(
     factory = new_event_loop if loop_factory is None else loop_factory
     if sys.version_info >= (3, 12):
         return asyncio.run(main, debug=debug, loop_factory=factory)
-    # 3.11 has the Runner with its loop_factory, but its run() cannot be told one. The check is
-    # made first, as asyncio.run() does, so that no loop is made in vain.
-    if asyncio._get_running_loop() is not None:
-        raise RuntimeError("asyncio.run() cannot be called from a running event loop")
-    with asyncio.Runner(debug=debug, loop_factory=factory) as runner:
-        return runner.run(main)
+    else:
+        # 3.11 has the Runner with its loop_factory, but its run() cannot be told one. The check
+        # is made first, as asyncio.run() does, so that no loop is made in vain.
+        if asyncio._get_running_loop() is not None:
+            raise RuntimeError("asyncio.run() cannot be called from a running event loop")
+        with asyncio.Runner(debug=debug, loop_factory=factory) as runner:
+            return runner.run(main)

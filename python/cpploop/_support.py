@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import warnings
-from asyncio import Future, Handle, constants, format_helpers, trsock
+from asyncio import Future, Handle, constants, format_helpers, selector_events, trsock
 from asyncio.log import logger
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,13 @@ def log_if_slow(loop: Loop, what: object, seconds: float) -> None:
 
         text = _format_handle(what) if isinstance(what, Handle) else repr(what)
         logger.warning("Executing %s took %.3f seconds", text, seconds)
+
+
+def _refuse_data(data: object) -> None:
+    """Raise what the running asyncio raises for data that is not bytes."""
+    # It looks at its argument before it looks at the transport.
+    selector_events._SelectorSocketTransport.write(None, data)  # type: ignore[arg-type]
+    raise TypeError(f"data argument must be a bytes-like object, not {type(data).__name__!r}")
 
 
 def _log_closed_write() -> None:

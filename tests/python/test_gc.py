@@ -82,6 +82,19 @@ def test_a_closed_loop_does_not_warn(loop_factory: support.LoopFactory) -> None:
     assert alive() is None
 
 
+def callbacks_of(loop: Any, thing: Thing) -> tuple[Callable[..., Any], Callable[[], Any]]:
+    """A callback and a coroutine function that refer to both."""
+
+    def callback(*args: Any) -> tuple[Any, ...]:
+        return loop, thing
+
+    async def waits() -> None:
+        await loop.create_future()
+        callback()
+
+    return callback, waits
+
+
 @pytest.mark.parametrize("closed", [True, False], ids=["closed", "dropped"])
 @pytest.mark.parametrize(
     "kind",
@@ -99,14 +112,7 @@ def test_cycles_through_the_loop_are_collected(
     with warnings.catch_warnings(), first, second:
         warnings.simplefilter("ignore", ResourceWarning)
         loop: Any = loop_factory()
-
-        def callback(*args: Any) -> tuple[Any, ...]:
-            return loop, thing
-
-        async def waits() -> None:
-            await loop.create_future()
-            callback()
-
+        callback, waits = callbacks_of(loop, thing)
         if kind == "call_soon":
             loop.call_soon(callback, loop, thing)
         elif kind == "call_later":

@@ -210,7 +210,8 @@ OUTCOMES = {
                 raise exc.with_traceback(None)
         run()
         """,
-    "asyncio_exit": "import asyncio\nasync def main():\n    raise SystemExit(5)\nasyncio.run(main())",
+    "asyncio_exit": "import asyncio\n"
+    "async def main():\n    raise SystemExit(5)\nasyncio.run(main())",
 }
 
 

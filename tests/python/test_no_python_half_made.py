@@ -271,7 +271,8 @@ def test_a_live_transport_survives_wrong_calls() -> None:
         async def main():
             loop = asyncio.get_running_loop()
             loop.set_exception_handler(lambda *args: None)
-            for name in [name for name in dir(_native.StreamTransport) if not name.startswith("__")]:
+            names = [name for name in dir(_native.StreamTransport) if not name.startswith("__")]
+            for name in names:
                 first, second = socket.socketpair()
                 second.setblocking(False)
                 transport, protocol = await loop.create_connection(asyncio.Protocol, sock=first)

@@ -338,7 +338,12 @@ def test_audit_events(loop_name: str) -> None:
     source = """
         import asyncio, sys
         seen = []
-        sys.addaudithook(lambda event, args: seen.append(args[0]) if event == "socket.getaddrinfo" else None)
+
+        def hook(event, args):
+            if event == "socket.getaddrinfo":
+                seen.append(args[0])
+
+        sys.addaudithook(hook)
 
         async def main():
             loop = asyncio.get_running_loop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import gc
 import inspect
 import sys
@@ -259,8 +260,8 @@ def test_a_factory_that_raises_or_returns_something_else() -> None:
             for make in (lambda *args, **kwargs: 1 / 0, lambda *args, **kwargs: "not a task"):
                 loop.set_task_factory(make)
                 coroutine = nothing()
-                results.append(outcome(lambda: loop.create_task(coroutine)))
-                results.append(outcome(lambda: loop.create_task(coroutine, name="n")))
+                results.append(outcome(loop.create_task, coroutine))
+                results.append(outcome(functools.partial(loop.create_task, coroutine, name="n")))
                 coroutine.close()
         return results
 

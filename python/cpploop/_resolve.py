@@ -1,0 +1,97 @@
+"""Name look-ups: libc's answers, from threads of the loop's own.
+
+Look-ups have their own few threads, so that a default executor full of other work does not look
+like a name server that is down. What needs no name server (an address written out, with a port
+number) is asked of libc at once, which answers without waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import socket
+from typing import Any
+
+_THREADS = 8
+_ADDRESS_LETTERS = frozenset("0123456789abcdefABCDEF.:xX%")
+_getaddrinfo = socket.getaddrinfo
+
+
+def _may_be_address(host: object) -> bool:
+    """Whether libc has a chance to read this as an address; it has the last word."""
+    if not isinstance(host, str) or not host:
+        return False
+    if ":" in host:
+        return True
+    return host[0] in "0123456789" and _ADDRESS_LETTERS.issuperset(host)
+
+
+def _is_number(port: object) -> bool:
+    return type(port) is int
+
+
+class ResolvingLoop(asyncio.SelectorEventLoop):
+    """The part of the loop that resolves names."""
+
+    def __init__(self, selector: Any = None) -> None:
+        super().__init__(selector)
+        self._resolver: concurrent.futures.ThreadPoolExecutor | None = None
+        self._user_executor = False
+
+    def set_default_executor(self, executor: concurrent.futures.ThreadPoolExecutor) -> None:  # type: ignore[override]
+        """Use this executor where None is given, for name look-ups too (asyncio's method)."""
+        super().set_default_executor(executor)
+        self._user_executor = True
+
+    def _resolver_executor(self) -> concurrent.futures.Executor | None:
+        if self._user_executor:
+            return None
+        self._check_default_executor()
+        if self._resolver is None:
+            self._resolver = concurrent.futures.ThreadPoolExecutor(
+                max_workers=_THREADS, thread_name_prefix="cpploop-resolver"
+            )
+        return self._resolver
+
+    def _stop_resolver(self, *, wait: bool) -> None:
+        resolver, self._resolver = self._resolver, None
+        if resolver is not None:
+            resolver.shutdown(wait=wait)
+
+    async def getaddrinfo(  # type: ignore[override]
+        self,
+        host: str | bytes | None,
+        port: str | bytes | int | None,
+        *,
+        family: int = 0,
+        type: int = 0,
+        proto: int = 0,
+        flags: int = 0,
+    ) -> Any:
+        """socket.getaddrinfo() without blocking the loop (asyncio's loop.getaddrinfo).
+
+        Raises socket.gaierror as that does. The function is looked up at each call, so a program
+        that exchanges socket.getaddrinfo is heard.
+        """
+        look_up: Any = socket.getaddrinfo
+        if (
+            look_up is _getaddrinfo
+            and (port is None or _is_number(port))
+            and _may_be_address(host)
+        ):
+            try:
+                return look_up(host, port, family, type, proto, flags | socket.AI_NUMERICHOST)
+            except (OSError, ValueError):
+                # Not an address after all, or an error that is told from there in full.
+                pass
+        if self._debug:
+            look_up = self._getaddrinfo_debug
+        return await self.run_in_executor(
+            self._resolver_executor(), look_up, host, port, family, type, proto, flags
+        )
+
+    async def getnameinfo(self, sockaddr: Any, flags: int = 0) -> tuple[str, str]:
+        """socket.getnameinfo() without blocking the loop (asyncio's loop.getnameinfo)."""
+        return await self.run_in_executor(
+            self._resolver_executor(), socket.getnameinfo, sockaddr, flags
+        )
