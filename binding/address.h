@@ -1,17 +1,16 @@
 #pragma once
 
-#include "binding/py/python.h"
-
 #include <netinet/in.h>
 
+#include "binding/py/python.h"
 #include "binding/py/ref.h"
 #include "core/os/socket_ops.h"
 
 namespace cpploop {
 
-// A socket address as Python's socket module shows it: (host, port), (host, port, flowinfo, scope_id),
-// a path, or an abstract name in bytes. New reference; null with the Python error set. Families the
-// socket module knows and we do not give None.
+// A socket address as Python's socket module shows it: (host, port), (host, port, flowinfo,
+// scope_id), a path, or an abstract name in bytes. New reference; null with the Python error set.
+// Families the socket module knows and we do not give None.
 [[nodiscard]] PyObject* address_object(const os::SocketAddress& address);
 
 // An address kept small until somebody asks for it: most connections' never are.

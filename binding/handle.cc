@@ -13,7 +13,8 @@ namespace {
 
 using py::Ref;
 
-// ---- life ----------------------------------------------------------------------------------------
+// ---- life
+// ----------------------------------------------------------------------------------------
 
 [[nodiscard]] bool keeps_free_list() noexcept {
 #if defined(Py_GIL_DISABLED) || defined(CPPLOOP_SANITIZED)
@@ -85,8 +86,8 @@ struct FreeList {
   }
   if (loop_of(spec.loop).debug()) [[unlikely]] {
     PyFrameObject* frame = PyThreadState_GetFrame(PyThreadState_Get());
-    Ref frame_ref = frame == nullptr ? Ref::steal(py::none())
-                                     : Ref::steal(reinterpret_cast<PyObject*>(frame));
+    Ref frame_ref =
+        frame == nullptr ? Ref::steal(py::none()) : Ref::steal(reinterpret_cast<PyObject*>(frame));
     PyObject* stack = PyObject_CallOneArg(state.extract_stack, frame_ref.get());
     if (stack == nullptr) {
       return false;
@@ -148,8 +149,8 @@ int handle_traverse(PyObject* handle, visitproc visit, void* arg) noexcept {
   return 0;
 }
 
-// Breaks cycles but keeps the loop: code that runs while garbage is taken apart may still cancel the
-// handle, and the loop's own clear drops its queue.
+// Breaks cycles but keeps the loop: code that runs while garbage is taken apart may still cancel
+// the handle, and the loop's own clear drops its queue.
 int handle_clear(PyObject* handle) noexcept {
   clear_slots(handle);
   return 0;
@@ -177,7 +178,8 @@ void handle_dealloc(PyObject* handle) noexcept {
   Py_DECREF(type);
 }
 
-// ---- attributes ----------------------------------------------------------------------------------
+// ---- attributes
+// ----------------------------------------------------------------------------------
 
 // asyncio's `_args`: a tuple, or None once the handle was cancelled.
 [[nodiscard]] PyObject* args_tuple(PyObject* handle) {
@@ -215,8 +217,23 @@ PyObject* method_cancelled(PyObject* handle, PyObject*) {
   return py::boolean(payload_of(handle).cancelled);
 }
 
+// asyncio's own _run() would look for the lock of its thread-safe handles.
+PyObject* method_run(PyObject* handle, PyObject*) {
+  return py::guard([&]() -> PyObject* {
+    if (!run_handle(handle)) {
+      if (PyErr_ExceptionMatches(PyExc_SystemExit) != 0 ||
+          PyErr_ExceptionMatches(PyExc_KeyboardInterrupt) != 0) {
+        return nullptr;
+      }
+      loop_of(loop_of_handle(handle)).callback_failed(handle);
+    }
+    return py::none();
+  });
+}
+
 #if PY_VERSION_HEX >= 0x030E0000
-// Python 3.14's thread-safe handles answer only when a callback under way in another thread is over.
+// Python 3.14's thread-safe handles answer only when a callback under way in another thread is
+// over.
 PyObject* method_cancelled_waiting(PyObject* handle, PyObject*) {
   Loop& loop = loop_of(loop_of_handle(handle));
   while (loop.runs_elsewhere(handle)) {
@@ -238,23 +255,27 @@ PyObject* method_when(PyObject* handle, PyObject*) {
 
 PyMethodDef handle_methods[] = {
     {"cancel", method_cancel, METH_NOARGS,
-     "cancel($self, /)\n--\n\nCancel the callback (asyncio.Handle.cancel). A second call does nothing."},
+     "cancel($self, /)\n--\n\nCancel the callback (asyncio.Handle.cancel). A second call does "
+     "nothing."},
     {"cancelled", method_cancelled, METH_NOARGS,
      "cancelled($self, /)\n--\n\nWhether the callback was cancelled (asyncio.Handle.cancelled)."},
     {"get_context", method_get_context, METH_NOARGS,
      "get_context($self, /)\n--\n\n"
      "The contextvars.Context the callback runs in (asyncio.Handle.get_context)."},
+    {"_run", method_run, METH_NOARGS, "_run($self, /)\n--\n\nCall the callback now."},
     {nullptr, nullptr, 0, nullptr},
 };
 
 PyMethodDef timer_methods[] = {
     {"cancel", method_cancel, METH_NOARGS,
-     "cancel($self, /)\n--\n\nCancel the timer (asyncio.TimerHandle.cancel). A second call does nothing."},
+     "cancel($self, /)\n--\n\nCancel the timer (asyncio.TimerHandle.cancel). A second call does "
+     "nothing."},
     {"cancelled", method_cancelled, METH_NOARGS,
      "cancelled($self, /)\n--\n\nWhether the timer was cancelled (asyncio.TimerHandle.cancelled)."},
     {"get_context", method_get_context, METH_NOARGS,
      "get_context($self, /)\n--\n\n"
      "The contextvars.Context the callback runs in (asyncio.Handle.get_context)."},
+    {"_run", method_run, METH_NOARGS, "_run($self, /)\n--\n\nCall the callback now."},
     {"when", method_when, METH_NOARGS,
      "when($self, /)\n--\n\n"
      "The time the timer is due, in seconds of loop.time() (asyncio.TimerHandle.when)."},
@@ -272,6 +293,7 @@ PyMethodDef threadsafe_methods[] = {
     {"get_context", method_get_context, METH_NOARGS,
      "get_context($self, /)\n--\n\n"
      "The contextvars.Context the callback runs in (asyncio.Handle.get_context)."},
+    {"_run", method_run, METH_NOARGS, "_run($self, /)\n--\n\nCall the callback now."},
     {nullptr, nullptr, 0, nullptr},
 };
 
@@ -303,7 +325,8 @@ PyType_Slot handle_slots[] = {
 };
 
 PyType_Slot timer_slots[] = {
-    {Py_tp_doc, const_cast<char*>("A callback that is to run at a set time (asyncio.TimerHandle).")},
+    {Py_tp_doc,
+     const_cast<char*>("A callback that is to run at a set time (asyncio.TimerHandle).")},
     {Py_tp_dealloc, reinterpret_cast<void*>(handle_dealloc)},
     {Py_tp_traverse, reinterpret_cast<void*>(handle_traverse)},
     {Py_tp_clear, reinterpret_cast<void*>(handle_clear)},
@@ -348,7 +371,8 @@ PyType_Spec timer_spec = {
     timer_slots,
 };
 
-// ---- asyncio's layout ----------------------------------------------------------------------------
+// ---- asyncio's layout
+// ----------------------------------------------------------------------------
 
 [[nodiscard]] bool slot_is_at(PyObject* type, const char* name, std::size_t offset) {
   Ref descriptor = Ref::steal(PyObject_GetAttrString(type, name));
@@ -432,8 +456,8 @@ PyObject* new_timer_handle(ModuleState& state, const HandleSpec& spec, PyObject*
 bool run_handle(PyObject* handle) {
   AsyncioHandle& base = asyncio_part(handle);
   HandlePayload& payload = payload_of(handle);
-  // The callback may cancel its own handle, and another thread may do so at any time: what is called
-  // is held from here.
+  // The callback may cancel its own handle, and another thread may do so at any time: what is
+  // called is held from here.
   Ref callback;
   Ref context;
   Ref args_tuple;
@@ -441,7 +465,7 @@ bool run_handle(PyObject* handle) {
   std::array<PyObject*, kInlineArgs + 1> arguments{};
   std::uint32_t count = 0;
   Py_BEGIN_CRITICAL_SECTION(handle);
-  if (!payload.cancelled) {
+  if (!payload.cancelled && base.callback != nullptr && base.context != nullptr) {
     callback = Ref::borrow(base.callback);
     context = Ref::borrow(base.context);
     args_tuple = Ref::borrow(base.args);
@@ -455,14 +479,18 @@ bool run_handle(PyObject* handle) {
   }
   Py_END_CRITICAL_SECTION();
   if (!callback) {
-    return true;
+    if (payload.cancelled) {
+      return true;
+    }
+    PyErr_SetString(PyExc_AttributeError, "the handle's callback or context was deleted");
+    return false;
   }
   bool ok = PyContext_Enter(context.get()) == 0;
   if (ok) {
-    Ref result = Ref::steal(
-        args_tuple ? PyObject_Call(callback.get(), args_tuple.get(), nullptr)
-                   : PyObject_Vectorcall(callback.get(), arguments.data() + 1,
-                                         count | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr));
+    Ref result = Ref::steal(args_tuple ? PyObject_Call(callback.get(), args_tuple.get(), nullptr)
+                                       : PyObject_Vectorcall(callback.get(), arguments.data() + 1,
+                                                             count | PY_VECTORCALL_ARGUMENTS_OFFSET,
+                                                             nullptr));
     ok = static_cast<bool>(result);
     if (PyContext_Exit(context.get()) != 0) {
       ok = false;

@@ -1,18 +1,16 @@
 #pragma once
 
-#include "binding/py/python.h"
-
 #include <cstdint>
 
 #include "binding/module_state.h"
+#include "binding/py/python.h"
 
 namespace cpploop {
 
 // The layout of asyncio.Handle, whose slots (in alphabetical order, as Python lays them out) our
 // handles use as they are. add_handle_types() checks every offset before the first handle is made.
 struct AsyncioHandle {
-  PyObject_HEAD
-  PyObject* args;
+  PyObject_HEAD PyObject* args;
   PyObject* callback;
   PyObject* cancelled;
   PyObject* context;
@@ -33,9 +31,9 @@ struct HandlePayload {
   std::uint16_t arg_count;  // Of the inline arguments.
   HandleKind kind;
   bool cancelled;
-  bool scheduled;   // A timer that is in the heap.
-  bool counted;     // A cancelled timer that the heap knows to be dead.
-  bool running;     // A thread-safe handle whose callback is being called.
+  bool scheduled;  // A timer that is in the heap.
+  bool counted;    // A cancelled timer that the heap knows to be dead.
+  bool running;    // A thread-safe handle whose callback is being called.
   // The loop, in a place that Python code cannot write to; asyncio's own slot for it stays empty.
   PyObject* loop;
   PyObject* inline_args[kInlineArgs];
@@ -56,8 +54,9 @@ struct TimerHandleObject {
 };
 
 #if PY_VERSION_HEX >= 0x030E0000
-// What call_soon_threadsafe() returns: a true asyncio.events._ThreadSafeHandle, whose cancel() waits, in
-// another thread, for a callback that is under way. Before Python 3.14 it is a plain handle.
+// What call_soon_threadsafe() returns: a true asyncio.events._ThreadSafeHandle, whose cancel()
+// waits, in another thread, for a callback that is under way. Before Python 3.14 it is a plain
+// handle.
 struct ThreadSafeHandleObject {
   AsyncioHandle base;
   PyObject* lock;
@@ -94,8 +93,8 @@ struct HandleSpec {
 [[nodiscard]] PyObject* new_timer_handle(ModuleState& state, const HandleSpec& spec,
                                          PyObject* when);
 
-// Calls the callback in its context. False with the Python error set if it raised. A cancelled handle
-// does nothing.
+// Calls the callback in its context. False with the Python error set if it raised. A cancelled
+// handle does nothing.
 [[nodiscard]] bool run_handle(PyObject* handle);
 
 [[nodiscard]] inline bool handle_cancelled(PyObject* handle) noexcept {

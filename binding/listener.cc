@@ -2,8 +2,6 @@
 
 #include "core/net/listener.h"
 
-#include "binding/py/python.h"
-
 #include <algorithm>
 #include <cerrno>
 #include <new>
@@ -13,6 +11,7 @@
 #include "binding/py/args.h"
 #include "binding/py/context.h"
 #include "binding/py/guard.h"
+#include "binding/py/python.h"
 #include "binding/stream_transport.h"
 
 namespace cpploop {
@@ -22,8 +21,8 @@ using py::PendingError;
 using py::Ref;
 
 // Accepts for one listening socket of a server. Plain connections become transports here; with a
-// `tls_accept` callable each accepted Python socket and its peer's address go there instead. Belongs
-// to the loop's thread.
+// `tls_accept` callable each accepted Python socket and its peer's address go there instead.
+// Belongs to the loop's thread.
 class ServerListener final : public ListenerEvents {
  public:
   ServerListener(PyObject* self, Loop& loop) noexcept
@@ -106,9 +105,9 @@ class ServerListener final : public ListenerEvents {
     errno = error;
     PyErr_SetFromErrno(PyExc_OSError);
     PendingError exception = PendingError::take();
-    Ref result = Ref::steal(PyObject_CallMethodObjArgs(
-        loop_.state().support, loop_.state().str__accept_exhausted, loop_.self(), self_,
-        sock_.get(), exception.value(), nullptr));
+    Ref result = Ref::steal(
+        PyObject_CallMethodObjArgs(loop_.state().support, loop_.state().str__accept_exhausted,
+                                   loop_.self(), self_, sock_.get(), exception.value(), nullptr));
     if (!result) {
       loop_.leave_with_error();
     }
@@ -147,10 +146,11 @@ class ServerListener final : public ListenerEvents {
     }
     (void)fd.release();  // The Python socket's now.
     Ref address = Ref::steal(address_object(peer));
-    Ref result = address ? Ref::steal(PyObject_CallFunctionObjArgs(
-                               tls_accept_.get(), sock.get(), address.get(),
-                               given_context_ ? context : Py_None, nullptr))
-                         : Ref();
+    Ref result =
+        address
+            ? Ref::steal(PyObject_CallFunctionObjArgs(tls_accept_.get(), sock.get(), address.get(),
+                                                      given_context_ ? context : Py_None, nullptr))
+            : Ref();
     if (!result) {
       report_failure(PendingError::take(), nullptr);
     }
@@ -179,8 +179,7 @@ class ServerListener final : public ListenerEvents {
 };
 
 struct ListenerObject {
-  PyObject_HEAD
-  alignas(ServerListener) unsigned char storage[sizeof(ServerListener)];
+  PyObject_HEAD alignas(ServerListener) unsigned char storage[sizeof(ServerListener)];
   bool constructed;
 };
 
@@ -240,8 +239,7 @@ PyObject* listener_new(PyTypeObject* type, PyObject* args, PyObject* keywords) {
     object->constructed = true;
     constexpr int kBatchMax = 1024;
     const auto batch = static_cast<std::uint16_t>(std::clamp(backlog + 1, 1, kBatchMax));
-    if (!listener_of(self.get())
-             .start(sock, fd, factory, server, tls_accept, context, batch)) {
+    if (!listener_of(self.get()).start(sock, fd, factory, server, tls_accept, context, batch)) {
       return nullptr;
     }
     return self.release();
@@ -283,7 +281,10 @@ PyMethodDef listener_methods[] = {
 };
 
 PyType_Slot listener_slots[] = {
-    {Py_tp_doc, const_cast<char*>("Accepts connections for one listening socket.")},
+    {Py_tp_doc, const_cast<char*>(
+                    "Listener(loop, sock, fd, factory, server, tls_accept, context, backlog, /)\n"
+                    "--\n\n"
+                    "Accepts connections for one listening socket.")},
     {Py_tp_new, reinterpret_cast<void*>(listener_new)},
     {Py_tp_dealloc, reinterpret_cast<void*>(listener_dealloc)},
     {Py_tp_traverse, reinterpret_cast<void*>(listener_traverse)},

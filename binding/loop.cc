@@ -19,8 +19,8 @@ using py::Ref;
 
 std::atomic<std::uint32_t> g_fork_generation{1};
 
-// fork() makes a child whose loops are the parent's in all but name. Counting in the child costs the
-// loops one load per check, where asking for the process id would cost a system call.
+// fork() makes a child whose loops are the parent's in all but name. Counting in the child costs
+// the loops one load per check, where asking for the process id would cost a system call.
 void count_fork() noexcept { g_fork_generation.fetch_add(1, std::memory_order_relaxed); }
 
 [[maybe_unused]] const int g_fork_hook = pthread_atfork(nullptr, nullptr, count_fork);
@@ -72,7 +72,8 @@ Loop::~Loop() {
   Py_CLEAR(task_factory);
 }
 
-// ---- running -------------------------------------------------------------------------------------
+// ---- running
+// -------------------------------------------------------------------------------------
 
 bool Loop::run() {
   const int error = engine_.run();
@@ -92,8 +93,8 @@ bool Loop::run() {
 void Loop::about_to_block() noexcept { saved_thread_ = PyEval_SaveThread(); }
 
 void Loop::woke_up() {
-  // While the runtime finalises, a daemon thread must not come back. Python 3.14 parks it here itself;
-  // before, it would end the thread in the middle of our frames.
+  // While the runtime finalises, a daemon thread must not come back. Python 3.14 parks it here
+  // itself; before, it would end the thread in the middle of our frames.
   if (runtime_is_finalizing()) {
     park();
   }
@@ -154,7 +155,8 @@ void Loop::run_timed(PyObject* handle) {
     callback_failed(handle);
   }
   const double seconds = static_cast<double>(engine_.now_ns() - started_ns) / 1e9;
-  Ref result = Ref::steal(PyObject_CallMethod(state_.support, "log_if_slow", "OOd", self_, handle, seconds));
+  Ref result =
+      Ref::steal(PyObject_CallMethod(state_.support, "log_if_slow", "OOd", self_, handle, seconds));
   if (!result) {
     leave_with_error();
   }
@@ -216,7 +218,8 @@ void Loop::report(const char* message, PendingError error, PyObject* transport,
   }
 }
 
-// ---- scheduling ----------------------------------------------------------------------------------
+// ---- scheduling
+// ----------------------------------------------------------------------------------
 
 bool Loop::queue_handle(PyObject* handle) {
   engine_.push_ready(ReadyEntry::of_token(handle));
@@ -239,7 +242,8 @@ PyObject* Loop::call_soon_threadsafe(PyObject* callback, PyObject* const* args,
   if (!check_open() || (debug_ && !check_callback(callback, "call_soon_threadsafe"))) {
     return nullptr;
   }
-  Ref handle = Ref::steal(new_threadsafe_handle(state_, {self_, callback, args, arg_count, context}));
+  Ref handle =
+      Ref::steal(new_threadsafe_handle(state_, {self_, callback, args, arg_count, context}));
   if (!handle) {
     return nullptr;
   }
@@ -332,8 +336,7 @@ void Loop::wait_for_callback(PyObject* handle) {
   PyThreadState* thread = PyEval_SaveThread();
   {
     std::unique_lock lock(callback_mutex_);
-    callback_over_.wait(lock,
-                        [&] { return !std::atomic_ref(payload_of(handle).running).load(); });
+    callback_over_.wait(lock, [&] { return !std::atomic_ref(payload_of(handle).running).load(); });
   }
   PyEval_RestoreThread(thread);
 }
@@ -352,9 +355,7 @@ bool Loop::timer_left_heap(Token token) noexcept {
   return payload.counted;
 }
 
-bool Loop::is_cancelled(Token token) const noexcept {
-  return payload_of(as_object(token)).counted;
-}
+bool Loop::is_cancelled(Token token) const noexcept { return payload_of(as_object(token)).counted; }
 
 std::int64_t Loop::now_ns() {
   Ref now = Ref::steal(PyObject_CallMethodNoArgs(self_, state_.str_time));
@@ -374,7 +375,8 @@ bool Loop::check_callback(PyObject* callback, const char* method) {
   return static_cast<bool>(result);
 }
 
-// ---- watchers ------------------------------------------------------------------------------------
+// ---- watchers
+// ------------------------------------------------------------------------------------
 
 PyObject* Loop::add_watcher(int fd, Wanted what, PyObject* callback, PyObject* const* args,
                             Py_ssize_t arg_count, PyObject* context) {
@@ -436,7 +438,8 @@ int Loop::remove_watcher(int fd, Wanted what) {
   return cancel_handle(handle.get()) ? 1 : -1;
 }
 
-// ---- transports ----------------------------------------------------------------------------------
+// ---- transports
+// ----------------------------------------------------------------------------------
 
 PyObject* Loop::transport_at(int fd) const noexcept {
   return fd >= 0 && static_cast<std::size_t>(fd) < transports_.size()
@@ -465,7 +468,8 @@ char* Loop::scratch() {
   return scratch_.get();
 }
 
-// ---- closing, checks -----------------------------------------------------------------------------
+// ---- closing, checks
+// -----------------------------------------------------------------------------
 
 void Loop::close() {
   if (std::exchange(closed_, true)) {

@@ -1,7 +1,5 @@
 #pragma once
 
-#include "binding/py/python.h"
-
 #include <array>
 #include <condition_variable>
 #include <cstdint>
@@ -12,6 +10,7 @@
 #include <vector>
 
 #include "binding/module_state.h"
+#include "binding/py/python.h"
 #include "binding/py/ref.h"
 #include "core/engine.h"
 
@@ -19,8 +18,8 @@ namespace cpploop {
 
 class StreamTransport;
 
-// The methods a subclass or an instance may replace, and which asyncio itself would call through the
-// loop. Looked up when a loop is made or such an attribute is set, not per call.
+// The methods a subclass or an instance may replace, and which asyncio itself would call through
+// the loop. Looked up when a loop is made or such an attribute is set, not per call.
 struct LoopOverrides {
   bool time = false;
   bool call_soon = false;
@@ -28,8 +27,8 @@ struct LoopOverrides {
   [[nodiscard]] bool any() const noexcept { return time || call_soon || call_at; }
 };
 
-// The native half of a Python loop: the engine's host. One thread owns it while it runs; from others
-// only post_threadsafe() and the inbox's wake() are allowed.
+// The native half of a Python loop: the engine's host. One thread owns it while it runs; from
+// others only post_threadsafe() and the inbox's wake() are allowed.
 class Loop final : private Host, private Clock {
  public:
   // Throws std::system_error or std::bad_alloc.
@@ -72,31 +71,32 @@ class Loop final : private Host, private Clock {
   }
   [[nodiscard]] static std::uint32_t current_fork_generation() noexcept;
 
-  // Queues a callback as loop.call_soon(callback, *args, context=context) would, through an override
-  // if there is one. False with the Python error set.
+  // Queues a callback as loop.call_soon(callback, *args, context=context) would, through an
+  // override if there is one. False with the Python error set.
   [[nodiscard]] bool schedule(PyObject* callback, PyObject* const* args, Py_ssize_t arg_count,
                               PyObject* context);
 
   // A new reference to a handle, or null with the Python error set.
-  [[nodiscard]] PyObject* call_soon(PyObject* callback, PyObject* const* args,
-                                    Py_ssize_t arg_count, PyObject* context);
+  [[nodiscard]] PyObject* call_soon(PyObject* callback, PyObject* const* args, Py_ssize_t arg_count,
+                                    PyObject* context);
   [[nodiscard]] PyObject* call_soon_threadsafe(PyObject* callback, PyObject* const* args,
                                                Py_ssize_t arg_count, PyObject* context);
   [[nodiscard]] PyObject* call_at(PyObject* when, PyObject* callback, PyObject* const* args,
                                   Py_ssize_t arg_count, PyObject* context);
   [[nodiscard]] bool queue_handle(PyObject* handle);
   void timer_cancelled(PyObject* handle);
-  // Any thread: whether another thread, the loop's, is calling the thread-safe handle's callback (always
-  // false before Python 3.14); and to wait until it is not.
+  // Any thread: whether another thread, the loop's, is calling the thread-safe handle's callback
+  // (always false before Python 3.14); and to wait until it is not.
   [[nodiscard]] bool runs_elsewhere(PyObject* handle) const;
   void wait_for_callback(PyObject* handle);
   // The loop's thread: the callback of a thread-safe handle returned.
   void callback_over(PyObject* handle);
 
-  // Hands an exception to loop.call_exception_handler(), or keeps it to leave run() with: that is for
-  // KeyboardInterrupt and SystemExit, and for what the handler itself lets escape.
-  void report(const char* message, py::PendingError error, PyObject* transport,
-              PyObject* protocol);
+  // Hands an exception to loop.call_exception_handler(), or keeps it to leave run() with: that is
+  // for KeyboardInterrupt and SystemExit, and for what the handler itself lets escape.
+  void report(const char* message, py::PendingError error, PyObject* transport, PyObject* protocol);
+  // The same for the error in flight, which the handle's callback raised.
+  void callback_failed(PyObject* handle);
   // Keeps the error in flight (if any) as the one that leaves run().
   void leave_with_error();
   void leave_with(py::PendingError error);
@@ -164,7 +164,6 @@ class Loop final : private Host, private Clock {
   [[nodiscard]] std::int64_t now_ns() override;
 
   void run_timed(PyObject* handle);
-  void callback_failed(PyObject* handle);
   [[nodiscard]] bool refuse_closed_or_forked() noexcept;
   [[nodiscard]] bool refuse_wrong_thread() noexcept;
   [[nodiscard]] bool check_callback(PyObject* callback, const char* method);
@@ -191,8 +190,7 @@ class Loop final : private Host, private Clock {
 };
 
 struct LoopObject {
-  PyObject_HEAD
-  alignas(Loop) unsigned char storage[sizeof(Loop)];
+  PyObject_HEAD alignas(Loop) unsigned char storage[sizeof(Loop)];
   bool constructed;
 };
 
@@ -204,8 +202,8 @@ struct LoopObject {
 // loop.create_future(): an asyncio.futures.Future. New reference or null.
 [[nodiscard]] PyObject* new_future(Loop& loop);
 
-// Deadlines never lie before what the caller asked for: rounded up, clamped at both ends. NaN is the
-// caller's to refuse.
+// Deadlines never lie before what the caller asked for: rounded up, clamped at both ends. NaN is
+// the caller's to refuse.
 [[nodiscard]] std::int64_t deadline_ns_from_seconds(double seconds) noexcept;
 
 }  // namespace cpploop

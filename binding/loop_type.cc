@@ -1,12 +1,11 @@
 // The Python type _native.Loop: entry points that check their arguments and hand over to Loop.
 
-#include "binding/loop.h"
-
 #include <array>
 #include <climits>
 #include <string_view>
 
 #include "binding/handle.h"
+#include "binding/loop.h"
 #include "binding/py/args.h"
 #include "binding/py/guard.h"
 #include "binding/stream_transport.h"
@@ -17,7 +16,8 @@ namespace {
 using py::CallArgs;
 using py::Ref;
 
-// ---- arguments -----------------------------------------------------------------------------------
+// ---- arguments
+// -----------------------------------------------------------------------------------
 
 // callback, *args and the keyword context, behind `leading` positional parameters.
 struct CallbackCall {
@@ -87,8 +87,9 @@ struct CallbackCall {
     call.context = nullptr;
   }
   if (call.context != nullptr && !PyContext_CheckExact(call.context)) {
-    PyErr_Format(PyExc_TypeError, "%s() argument 'context' must be a contextvars.Context, not %.200s",
-                 function, Py_TYPE(call.context)->tp_name);
+    PyErr_Format(PyExc_TypeError,
+                 "%s() argument 'context' must be a contextvars.Context, not %.200s", function,
+                 Py_TYPE(call.context)->tp_name);
     return false;
   }
   return true;
@@ -100,10 +101,10 @@ struct CallbackCall {
     return true;
   }
   Ref name = Ref::steal(PyUnicode_FromString(function));
-  Ref result = name ? Ref::steal(PyObject_CallMethodObjArgs(
-                          loop.self(), loop.state().str__check_callback, callback, name.get(),
-                          nullptr))
-                    : Ref();
+  Ref result =
+      name ? Ref::steal(PyObject_CallMethodObjArgs(loop.self(), loop.state().str__check_callback,
+                                                   callback, name.get(), nullptr))
+           : Ref();
   return static_cast<bool>(result);
 }
 
@@ -136,7 +137,8 @@ struct CallbackCall {
   return -1;
 }
 
-// ---- scheduling ----------------------------------------------------------------------------------
+// ---- scheduling
+// ----------------------------------------------------------------------------------
 
 PyObject* loop_call_soon(PyObject* self, PyObject* const* values, Py_ssize_t count,
                          PyObject* keywords) {
@@ -254,12 +256,10 @@ PyObject* loop_time(PyObject*, PyObject*) {
   return found;
 }
 
-PyObject* loop_create_future(PyObject* self, PyObject*) {
-  return new_future(loop_of(self));
-}
+PyObject* loop_create_future(PyObject* self, PyObject*) { return new_future(loop_of(self)); }
 
-// The keyword names of a create_task() call with "loop" behind them. Callers pass the same tuple each
-// time (asyncio.create_task always passes name), so the last answer is kept.
+// The keyword names of a create_task() call with "loop" behind them. Callers pass the same tuple
+// each time (asyncio.create_task always passes name), so the last answer is kept.
 [[nodiscard]] PyObject* names_with_loop(ModuleState& state, PyObject* keywords) {
   if (keywords == nullptr || PyTuple_GET_SIZE(keywords) == 0) {
     return state.loop_keyword;
@@ -281,8 +281,8 @@ PyObject* loop_create_future(PyObject* self, PyObject*) {
   return state.task_keywords_with_loop;
 }
 
-// name and context, which every Python's create_task() takes. What else it takes, and what it says to
-// the rest, is its own to say.
+// name and context, which every Python's create_task() takes. What else it takes, and what it says
+// to the rest, is its own to say.
 [[nodiscard]] bool known_task_keywords(ModuleState& state, const CallArgs& args) {
   for (Py_ssize_t i = 0; i < args.keyword_count(); ++i) {
     PyObject* name = args.keyword_name(i);
@@ -314,9 +314,9 @@ PyObject* loop_create_task(PyObject* self, PyObject* const* values, Py_ssize_t c
     for (Py_ssize_t i = 0; i < count + args.keyword_count(); ++i) {
       stack[static_cast<std::size_t>(i) + 2] = values[i];
     }
-    return PyObject_Vectorcall(
-        state.base_create_task, stack.data() + 1,
-        static_cast<std::size_t>(count + 1) | PY_VECTORCALL_ARGUMENTS_OFFSET, keywords);
+    return PyObject_Vectorcall(state.base_create_task, stack.data() + 1,
+                               static_cast<std::size_t>(count + 1) | PY_VECTORCALL_ARGUMENTS_OFFSET,
+                               keywords);
   }
   if (!loop.check_open()) {
     return nullptr;
@@ -337,7 +337,8 @@ PyObject* loop_create_task(PyObject* self, PyObject* const* values, Py_ssize_t c
               : nullptr;
 }
 
-// ---- state ---------------------------------------------------------------------------------------
+// ---- state
+// ---------------------------------------------------------------------------------------
 
 PyObject* loop_stop(PyObject* self, PyObject*) {
   Loop& loop = loop_of(self);
@@ -348,7 +349,9 @@ PyObject* loop_stop(PyObject* self, PyObject*) {
   return py::none();
 }
 
-PyObject* loop_is_running(PyObject* self, PyObject*) { return py::boolean(loop_of(self).running()); }
+PyObject* loop_is_running(PyObject* self, PyObject*) {
+  return py::boolean(loop_of(self).running());
+}
 PyObject* loop_is_closed(PyObject* self, PyObject*) { return py::boolean(loop_of(self).closed()); }
 PyObject* loop_get_debug(PyObject* self, PyObject*) { return py::boolean(loop_of(self).debug()); }
 
@@ -385,7 +388,8 @@ PyObject* loop_write_to_self(PyObject* self, PyObject*) {
 
 PyObject* loop_forked(PyObject* self, PyObject*) { return py::boolean(loop_of(self).forked()); }
 
-// ---- readers and writers -------------------------------------------------------------------------
+// ---- readers and writers
+// -------------------------------------------------------------------------
 
 // add_reader() and _add_reader(): the first refuses descriptors of open transports.
 [[nodiscard]] PyObject* add_watcher(PyObject* self, const CallArgs& args, const char* function,
@@ -422,8 +426,8 @@ PyObject* loop_forked(PyObject* self, PyObject*) { return py::boolean(loop_of(se
     }
     int fd = descriptor_of(object);
     if (fd < 0) {
-      // Too large a number is watched by nobody; a file that is closed by now may have been open when
-      // it was added; all else is refused.
+      // Too large a number is watched by nobody; a file that is closed by now may have been open
+      // when it was added; all else is refused.
       if (PyErr_ExceptionMatches(PyExc_OverflowError)) {
         PyErr_Clear();
         Py_RETURN_FALSE;
@@ -501,9 +505,9 @@ PyObject* loop_make_socket_transport(PyObject* self, PyObject* const* values, Py
     ModuleState& state = loop.state();
     TransportSpec spec;
     const py::Parameter parameters[] = {
-        {state.str_sock, &spec.sock, false},       {state.str_protocol, &spec.protocol, false},
-        {state.str_waiter, &spec.waiter, false},   {state.str_extra, &spec.extra, true},
-        {state.str_server, &spec.server, true},    {state.str_context, &spec.context, true},
+        {state.str_sock, &spec.sock, false},     {state.str_protocol, &spec.protocol, false},
+        {state.str_waiter, &spec.waiter, false}, {state.str_extra, &spec.extra, true},
+        {state.str_server, &spec.server, true},  {state.str_context, &spec.context, true},
     };
     if (!py::parse("_make_socket_transport", {values, count, keywords}, parameters) ||
         !loop.check_open() || !loop.check_thread()) {
@@ -526,7 +530,8 @@ PyObject* loop_make_socket_transport(PyObject* self, PyObject* const* values, Py
   });
 }
 
-// ---- attributes ----------------------------------------------------------------------------------
+// ---- attributes
+// ----------------------------------------------------------------------------------
 
 PyObject* get_debug_attribute(PyObject* self, void*) { return py::boolean(loop_of(self).debug()); }
 int set_debug_attribute(PyObject* self, PyObject* value, void*) {
@@ -564,12 +569,13 @@ PyObject* get_task_factory(PyObject* self, void*) {
   return py::new_ref(factory == nullptr ? Py_None : factory);
 }
 int set_task_factory(PyObject* self, PyObject* value, void*) {
-  Ref old = Ref::steal(std::exchange(loop_of(self).task_factory,
-                                     value == nullptr ? nullptr : py::new_ref(value)));
+  Ref old = Ref::steal(
+      std::exchange(loop_of(self).task_factory, value == nullptr ? nullptr : py::new_ref(value)));
   return 0;
 }
 
-// ---- life ----------------------------------------------------------------------------------------
+// ---- life
+// ----------------------------------------------------------------------------------------
 
 PyObject* loop_new(PyTypeObject* type, PyObject*, PyObject*) {
   return py::guard([&]() -> PyObject* {
@@ -628,26 +634,27 @@ constexpr int kFast = METH_FASTCALL | METH_KEYWORDS;
 
 PyMethodDef loop_methods[] = {
     {"call_soon", as_cfunction(loop_call_soon), kFast,
-     "call_soon($self, callback, /, *args, context=None)\n--\n\n"
+     "call_soon($self, /, callback, *args, context=None)\n--\n\n"
      "Queue callback(*args) for the next turn (asyncio's loop.call_soon).\n\n"
      "context: contextvars.Context to run in; a copy of the current one by default.\n"
      "Returns an asyncio.Handle. RuntimeError on a closed loop."},
     {"call_soon_threadsafe", as_cfunction(loop_call_soon_threadsafe), kFast,
-     "call_soon_threadsafe($self, callback, /, *args, context=None)\n--\n\n"
+     "call_soon_threadsafe($self, /, callback, *args, context=None)\n--\n\n"
      "As call_soon(), from any thread; wakes the loop (asyncio's loop.call_soon_threadsafe)."},
     {"call_later", as_cfunction(loop_call_later), kFast,
-     "call_later($self, delay, callback, /, *args, context=None)\n--\n\n"
+     "call_later($self, /, delay, callback, *args, context=None)\n--\n\n"
      "Run callback(*args) `delay` seconds from now, never earlier (asyncio's loop.call_later).\n\n"
      "Returns an asyncio.TimerHandle."},
     {"call_at", as_cfunction(loop_call_at), kFast,
-     "call_at($self, when, callback, /, *args, context=None)\n--\n\n"
+     "call_at($self, /, when, callback, *args, context=None)\n--\n\n"
      "Run callback(*args) when loop.time() reaches `when`, in seconds (asyncio's loop.call_at)."},
     {"time", loop_time, METH_NOARGS,
      "time($self, /)\n--\n\nThe loop's clock in seconds: time.monotonic() (asyncio's loop.time)."},
     {"create_future", loop_create_future, METH_NOARGS,
-     "create_future($self, /)\n--\n\nA new asyncio.Future of this loop (asyncio's loop.create_future)."},
+     "create_future($self, /)\n--\n\nA new asyncio.Future of this loop (asyncio's "
+     "loop.create_future)."},
     {"create_task", as_cfunction(loop_create_task), kFast,
-     "create_task($self, coro, /, **kwargs)\n--\n\n"
+     "create_task($self, /, coro, **kwargs)\n--\n\n"
      "Wrap a coroutine in an asyncio.Task (asyncio's loop.create_task). Keywords (name, context,\n"
      "eager_start, ...) are the running Python's."},
     {"stop", loop_stop, METH_NOARGS,
@@ -659,11 +666,11 @@ PyMethodDef loop_methods[] = {
     {"get_debug", loop_get_debug, METH_NOARGS,
      "get_debug($self, /)\n--\n\nWhether debug mode is on (asyncio's loop.get_debug)."},
     {"add_reader", as_cfunction(loop_add_reader), kFast,
-     "add_reader($self, fd, callback, /, *args)\n--\n\n"
+     "add_reader($self, /, fd, callback, *args)\n--\n\n"
      "Call callback(*args) while fd is readable (asyncio's loop.add_reader).\n\n"
      "fd: a descriptor number or an object with fileno(). OSError when the kernel refuses it."},
     {"add_writer", as_cfunction(loop_add_writer), kFast,
-     "add_writer($self, fd, callback, /, *args)\n--\n\n"
+     "add_writer($self, /, fd, callback, *args)\n--\n\n"
      "Call callback(*args) while fd is writable (asyncio's loop.add_writer)."},
     {"remove_reader", loop_remove_reader, METH_O,
      "remove_reader($self, fd, /)\n--\n\n"
@@ -671,15 +678,27 @@ PyMethodDef loop_methods[] = {
     {"remove_writer", loop_remove_writer, METH_O,
      "remove_writer($self, fd, /)\n--\n\n"
      "Stop watching fd for writing; whether it was watched (asyncio's loop.remove_writer)."},
-    {"_add_reader", as_cfunction(loop_add_reader_unchecked), kFast, nullptr},
-    {"_add_writer", as_cfunction(loop_add_writer_unchecked), kFast, nullptr},
-    {"_remove_reader", loop_remove_reader_unchecked, METH_O, nullptr},
-    {"_remove_writer", loop_remove_writer_unchecked, METH_O, nullptr},
-    {"_watched", loop_watched, METH_O, nullptr},
-    {"_ensure_fd_no_transport", loop_ensure_fd_no_transport, METH_O, nullptr},
-    {"_make_socket_transport", as_cfunction(loop_make_socket_transport), kFast, nullptr},
-    {"_check_closed", loop_check_closed, METH_NOARGS, nullptr},
-    {"_write_to_self", loop_write_to_self, METH_NOARGS, nullptr},
+    {"_add_reader", as_cfunction(loop_add_reader_unchecked), kFast,
+     "_add_reader($self, /, fd, callback, *args)\n--\n\nadd_reader() for any descriptor; the "
+     "handle."},
+    {"_add_writer", as_cfunction(loop_add_writer_unchecked), kFast,
+     "_add_writer($self, /, fd, callback, *args)\n--\n\nadd_writer() for any descriptor; the "
+     "handle."},
+    {"_remove_reader", loop_remove_reader_unchecked, METH_O,
+     "_remove_reader($self, fd, /)\n--\n\nremove_reader() for any descriptor."},
+    {"_remove_writer", loop_remove_writer_unchecked, METH_O,
+     "_remove_writer($self, fd, /)\n--\n\nremove_writer() for any descriptor."},
+    {"_watched", loop_watched, METH_O,
+     "_watched($self, fd, /)\n--\n\nWhat fd is watched for: reading (1), writing (2)."},
+    {"_ensure_fd_no_transport", loop_ensure_fd_no_transport, METH_O,
+     "_ensure_fd_no_transport($self, fd, /)\n--\n\nRaise RuntimeError if a transport uses fd."},
+    {"_make_socket_transport", as_cfunction(loop_make_socket_transport), kFast,
+     "_make_socket_transport($self, /, sock, protocol, waiter=None, *, extra=None, server=None,\n"
+     "                       context=None)\n--\n\nA StreamTransport for a connected socket."},
+    {"_check_closed", loop_check_closed, METH_NOARGS,
+     "_check_closed($self, /)\n--\n\nRaise RuntimeError if the loop is closed."},
+    {"_write_to_self", loop_write_to_self, METH_NOARGS,
+     "_write_to_self($self, /)\n--\n\nWake the loop, from any thread."},
     {"_run", loop_run, METH_NOARGS,
      "_run($self, /)\n--\n\nRun turns until stop(); run_forever() without its preparations."},
     {"_close", loop_close, METH_NOARGS,
@@ -764,9 +783,8 @@ void Loop::note_attribute_set(PyObject* name) {
 
 bool add_loop_type(PyObject* module, ModuleState& state) {
   Ref base_events = Ref::steal(PyImport_ImportModule("asyncio.base_events"));
-  Ref base_loop = base_events
-                      ? Ref::steal(PyObject_GetAttrString(base_events.get(), "BaseEventLoop"))
-                      : Ref();
+  Ref base_loop =
+      base_events ? Ref::steal(PyObject_GetAttrString(base_events.get(), "BaseEventLoop")) : Ref();
   if (!base_loop) {
     return false;
   }

@@ -15,10 +15,10 @@ namespace {
 using py::Ref;
 
 [[nodiscard]] bool intern_names(ModuleState& state) {
-#define CPPLOOP_INTERN(name)                                     \
-  state.str_##name = PyUnicode_InternFromString(#name);          \
-  if (state.str_##name == nullptr) {                             \
-    return false;                                                \
+#define CPPLOOP_INTERN(name)                            \
+  state.str_##name = PyUnicode_InternFromString(#name); \
+  if (state.str_##name == nullptr) {                    \
+    return false;                                       \
   }
   CPPLOOP_NAMES(CPPLOOP_INTERN)
 #undef CPPLOOP_INTERN
@@ -61,8 +61,8 @@ PyObject* native_build_info(PyObject*, PyObject*) {
   const bool precise = os::wait_precision() == os::WaitPrecision::nanoseconds;
   return Py_BuildValue("{s:s, s:O, s:s, s:O, s:s, s:s}", "version", CPPLOOP_VERSION, "compiler",
                        compiler.get(), "python", PY_VERSION, "free_threaded",
-                       py::kFreeThreaded ? Py_True : Py_False, "backend", "epoll",
-                       "timed_wait", precise ? "epoll_pwait2" : "epoll_wait, whole milliseconds");
+                       py::kFreeThreaded ? Py_True : Py_False, "backend", "epoll", "timed_wait",
+                       precise ? "epoll_pwait2" : "epoll_wait, whole milliseconds");
 }
 
 PyObject* native_process_exits(PyObject*, PyObject*) {
@@ -83,15 +83,16 @@ PyMethodDef process_exits_def = {"_process_exits", native_process_exits, METH_NO
 }
 
 PyMethodDef module_methods[] = {
-    {"build_info", native_build_info, METH_NOARGS, nullptr},
+    {"build_info", native_build_info, METH_NOARGS,
+     "build_info($module, /)\n--\n\nWhat the build is and what it uses in this process."},
     {nullptr, nullptr, 0, nullptr},
 };
 
 int module_exec(PyObject* module) {
   auto* state = new (PyModule_GetState(module)) ModuleState();
-  if (!watch_for_exit() || !intern_names(*state) || !import_asyncio(*state) || !add_handle_types(module, *state) ||
-      !add_loop_type(module, *state) || !add_stream_transport_type(module, *state) ||
-      !add_listener_type(module, *state)) {
+  if (!watch_for_exit() || !intern_names(*state) || !import_asyncio(*state) ||
+      !add_handle_types(module, *state) || !add_loop_type(module, *state) ||
+      !add_stream_transport_type(module, *state) || !add_listener_type(module, *state)) {
     return -1;
   }
   return PyModule_AddStringConstant(module, "__version__", CPPLOOP_VERSION);
@@ -173,15 +174,9 @@ PyModuleDef_Slot module_slots[] = {
 };
 
 PyModuleDef module_def = {
-    PyModuleDef_HEAD_INIT,
-    "cpploop._native",
-    "The engine of cpploop, bound to Python.",
-    sizeof(ModuleState),
-    module_methods,
-    module_slots,
-    module_traverse,
-    module_clear,
-    module_free,
+    PyModuleDef_HEAD_INIT, "cpploop._native", "The engine of cpploop, bound to Python.",
+    sizeof(ModuleState),   module_methods,    module_slots,
+    module_traverse,       module_clear,      module_free,
 };
 
 }  // namespace

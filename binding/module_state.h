@@ -1,25 +1,27 @@
 #pragma once
 
 #include "binding/py/python.h"
-
 #include "binding/py/ref.h"
 
 namespace cpploop {
 
 // Every name the binding looks up or passes by keyword, interned once per interpreter.
-#define CPPLOOP_NAMES(X)                                                                        \
-  X(_accept_error) X(_accept_exhausted) X(_accept_failed) X(_accept_tls)                         \
-  X(_attach) X(_buffer) X(_callback_failed)                                                      \
-  X(_call_connection_lost) X(_check_callback) X(_closed_socket) X(_detach) X(_log_closed_write)  \
-  X(_log_fatal_error) X(_refuse_data) X(_transport_socket)                                          \
-  X(_start_reading) X(_unclosed) X(address) X(backlog) X(buffer_updated)                         \
-  X(call_at) X(call_exception_handler) X(call_later) X(call_soon) X(callback) X(cancelled)       \
-  X(connection_lost) X(connection_made) X(Future) X(Task) X(context) X(coro) X(create_task) X(data) X(data_received) X(list_of_data)  \
-  X(debug) X(delay) X(detach) X(eof_received) X(exc) X(exception) X(extra) X(fd)      \
-  X(fileno) X(get_buffer) X(handle) X(high) X(loop) X(low) X(message) X(name)                    \
-  X(pause_writing) X(peername) X(protocol) X(resume_writing) X(server) X(set_exception)          \
-  X(set_result) X(sock) X(socket) X(sockname) X(source_traceback) X(time) X(tobytes)             \
-  X(transport) X(waiter) X(when) X(write)
+#define CPPLOOP_NAMES(X)                                                                          \
+  X(_accept_error)                                                                                \
+  X(_accept_exhausted) X(_accept_failed) X(_accept_tls) X(_attach) X(_buffer) X(_callback_failed) \
+      X(_call_connection_lost) X(_check_callback) X(_closed_socket) X(_detach)                    \
+          X(_log_closed_write) X(_log_fatal_error) X(_refuse_data) X(_transport_socket)           \
+              X(_start_reading) X(_unclosed) X(address) X(backlog) X(buffer_updated) X(call_at)   \
+                  X(call_exception_handler) X(call_later) X(call_soon) X(callback) X(cancelled)   \
+                      X(connection_lost) X(connection_made) X(Future) X(Task) X(context) X(coro)  \
+                          X(create_task) X(data) X(data_received) X(list_of_data) X(debug)        \
+                              X(delay) X(detach) X(eof_received) X(exc) X(exception) X(extra)     \
+                                  X(fd) X(fileno) X(get_buffer) X(handle) X(high) X(loop) X(low)  \
+                                      X(message) X(name) X(pause_writing) X(peername) X(protocol) \
+                                          X(resume_writing) X(server) X(set_exception)            \
+                                              X(set_result) X(sock) X(socket) X(sockname)         \
+                                                  X(source_traceback) X(time) X(tobytes)          \
+                                                      X(transport) X(waiter) X(when) X(write)
 
 // What the binding keeps per interpreter: its own types, the asyncio objects it builds on, names.
 struct ModuleState {
@@ -28,8 +30,8 @@ struct ModuleState {
   PyTypeObject* handle_type = nullptr;
   PyTypeObject* timer_handle_type = nullptr;
   PyTypeObject* threadsafe_handle_type = nullptr;  // Null before Python 3.14.
-  PyTypeObject* stream_transport_base = nullptr;  // The native type...
-  PyTypeObject* stream_transport_type = nullptr;  // ...and its child with __dict__ and weakrefs.
+  PyTypeObject* stream_transport_base = nullptr;   // The native type...
+  PyTypeObject* stream_transport_type = nullptr;   // ...and its child with __dict__ and weakrefs.
   PyTypeObject* listener_type = nullptr;
 
   // asyncio's.
@@ -37,12 +39,12 @@ struct ModuleState {
   PyObject* futures_dict = nullptr;
   PyObject* tasks_dict = nullptr;
   PyObject* buffered_protocol_type = nullptr;
-  PyObject* extract_stack = nullptr;               // asyncio.format_helpers.extract_stack
-  PyObject* set_result_unless_cancelled = nullptr; // asyncio.futures'
-  PyObject* base_create_task = nullptr;            // asyncio.BaseEventLoop.create_task
-  PyObject* loop_keyword = nullptr;                // ("loop",)
-  PyObject* task_keywords = nullptr;               // The last create_task() call's keyword names,
-  PyObject* task_keywords_with_loop = nullptr;     // and those with "loop" behind them.
+  PyObject* extract_stack = nullptr;                // asyncio.format_helpers.extract_stack
+  PyObject* set_result_unless_cancelled = nullptr;  // asyncio.futures'
+  PyObject* base_create_task = nullptr;             // asyncio.BaseEventLoop.create_task
+  PyObject* loop_keyword = nullptr;                 // ("loop",)
+  PyObject* task_keywords = nullptr;                // The last create_task() call's keyword names,
+  PyObject* task_keywords_with_loop = nullptr;      // and those with "loop" behind them.
   // The edge's helpers for what is rare and reads better in Python (cpploop._support).
   PyObject* support = nullptr;
 

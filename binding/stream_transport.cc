@@ -24,15 +24,15 @@ namespace {
 
 }  // namespace
 
-// ---- life ----------------------------------------------------------------------------------------
+// ---- life
+// ----------------------------------------------------------------------------------------
 
 StreamTransport::StreamTransport(PyObject* self, Loop& loop)
     : self_(self), loop_object_(Ref::borrow(loop.self())), loop_(&loop) {}
 
 StreamTransport::~StreamTransport() { close_descriptor(); }
 
-bool StreamTransport::open(UniqueFd fd, const TransportSpec& spec,
-                           const os::SocketAddress* peer) {
+bool StreamTransport::open(UniqueFd fd, const TransportSpec& spec, const os::SocketAddress* peer) {
   ModuleState& state = loop_->state();
   python_socket_ = Ref::borrow(spec.sock);
   fd_ = fd.get();
@@ -94,9 +94,9 @@ void StreamTransport::give_back() noexcept {
   python_socket_.reset();
 }
 
-// The one place where the descriptor is closed. A Python socket that shares it lets go first; if it no
-// longer holds our number, somebody closed it behind our back, the number may be another file's by
-// now, and it is not ours to close.
+// The one place where the descriptor is closed. A Python socket that shares it lets go first; if it
+// no longer holds our number, somebody closed it behind our back, the number may be another file's
+// by now, and it is not ours to close.
 void StreamTransport::close_descriptor() noexcept {
   if (!descriptor_open()) {
     return;
@@ -121,8 +121,8 @@ void StreamTransport::finalize() {
   }
   PendingError saved = PendingError::take();
   ModuleState& state = loop_->state();
-  Ref warned = Ref::steal(
-      PyObject_CallMethodObjArgs(state.support, state.str__unclosed, self_, nullptr));
+  Ref warned =
+      Ref::steal(PyObject_CallMethodObjArgs(state.support, state.str__unclosed, self_, nullptr));
   if (!warned) {
     PyErr_WriteUnraisable(self_);
   }
@@ -175,7 +175,8 @@ Ref StreamTransport::new_context() {
   return context_ ? context_.dup() : Ref::steal(PyContext_CopyCurrent());
 }
 
-// ---- errors --------------------------------------------------------------------------------------
+// ---- errors
+// --------------------------------------------------------------------------------------
 
 void StreamTransport::fatal_error(PendingError error, const char* message) {
   if (error.must_leave_loop()) {
@@ -210,7 +211,8 @@ void StreamTransport::log_debug(const char* format) {
   }
 }
 
-// ---- reading -------------------------------------------------------------------------------------
+// ---- reading
+// -------------------------------------------------------------------------------------
 
 bool StreamTransport::set_protocol(PyObject* protocol) {
   const int buffered = PyObject_IsInstance(protocol, loop_->state().buffered_protocol_type);
@@ -236,8 +238,8 @@ bool StreamTransport::bind_protocol() {
     return static_cast<bool>(on_data_);
   }
   get_buffer_ = Ref::steal(PyObject_GetAttr(protocol_.get(), state.str_get_buffer));
-  on_data_ = get_buffer_ ? Ref::steal(PyObject_GetAttr(protocol_.get(), state.str_buffer_updated))
-                         : Ref();
+  on_data_ =
+      get_buffer_ ? Ref::steal(PyObject_GetAttr(protocol_.get(), state.str_buffer_updated)) : Ref();
   return static_cast<bool>(on_data_);
 }
 
@@ -320,8 +322,8 @@ ReceiveBuffer StreamTransport::protocol_buffer() {
   return {pending_view_.data(), pending_view_.size()};
 }
 
-// What the protocol is told of a read: the count for a buffer of its own, else the bytes. Takes back
-// the lent memory first, so that nothing of it is exported when user code runs.
+// What the protocol is told of a read: the count for a buffer of its own, else the bytes. Takes
+// back the lent memory first, so that nothing of it is exported when user code runs.
 Ref StreamTransport::received_argument(std::size_t count) {
   if (pending_view_.held()) {
     pending_view_.release();
@@ -329,8 +331,7 @@ Ref StreamTransport::received_argument(std::size_t count) {
   }
   last_read_ = count;
   if (!pending_bytes_) {
-    return Ref::steal(
-        PyBytes_FromStringAndSize(loop_->scratch(), static_cast<Py_ssize_t>(count)));
+    return Ref::steal(PyBytes_FromStringAndSize(loop_->scratch(), static_cast<Py_ssize_t>(count)));
   }
   PyObject* bytes = pending_bytes_.release();
   if (static_cast<Py_ssize_t>(count) != PyBytes_GET_SIZE(bytes)) {
@@ -400,7 +401,8 @@ void StreamTransport::on_receive_error(int error) {
   fatal_error(os_error(error), "Fatal read error on socket transport");
 }
 
-// ---- writing -------------------------------------------------------------------------------------
+// ---- writing
+// -------------------------------------------------------------------------------------
 
 bool StreamTransport::refuse_write(const char* function, const char* doing) {
   if (socket_->eof_written()) {
@@ -418,8 +420,7 @@ bool StreamTransport::refuse_write(const char* function, const char* doing) {
 PyObject* StreamTransport::count_lost_write() {
   if (socket_->lost_count() >= kWarnAfterLostWrites) {
     ModuleState& state = loop_->state();
-    Ref logged =
-        Ref::steal(PyObject_CallMethodNoArgs(state.support, state.str__log_closed_write));
+    Ref logged = Ref::steal(PyObject_CallMethodNoArgs(state.support, state.str__log_closed_write));
     if (!logged) {
       return nullptr;
     }
@@ -479,8 +480,8 @@ PyObject* StreamTransport::write(PyObject* data) {
   } else if (copied) {
     queue_object(copied.get(), sent);
   } else {
-    Ref rest = Ref::steal(
-        PyBytes_FromStringAndSize(bytes + sent, static_cast<Py_ssize_t>(size - sent)));
+    Ref rest =
+        Ref::steal(PyBytes_FromStringAndSize(bytes + sent, static_cast<Py_ssize_t>(size - sent)));
     if (!rest) {
       // Half of it is out: nothing that follows may be taken for the rest.
       Ref closed = Ref::steal(force_close(Py_None));
@@ -559,8 +560,8 @@ void StreamTransport::on_send_error(int error) {
   if (empty_waiter_) {
     Ref waiter = empty_waiter_.dup();
     ModuleState& state = loop_->state();
-    Ref result = Ref::steal(PyObject_CallMethodOneArg(waiter.get(), state.str_set_exception,
-                                                      exception.get()));
+    Ref result = Ref::steal(
+        PyObject_CallMethodOneArg(waiter.get(), state.str_set_exception, exception.get()));
     if (!result) {
       loop_->leave_with_error();
     }
@@ -600,8 +601,8 @@ void StreamTransport::on_resume_writing() {
 void StreamTransport::on_drained() {
   if (empty_waiter_) {
     Ref waiter = empty_waiter_.dup();
-    Ref result = Ref::steal(
-        PyObject_CallMethodOneArg(waiter.get(), loop_->state().str_set_result, Py_None));
+    Ref result =
+        Ref::steal(PyObject_CallMethodOneArg(waiter.get(), loop_->state().str_set_result, Py_None));
     if (!result) {
       loop_->leave_with_error();
     }
@@ -666,7 +667,8 @@ PyObject* StreamTransport::get_limits() {
                        static_cast<Py_ssize_t>(socket_->high_water()));
 }
 
-// ---- closing -------------------------------------------------------------------------------------
+// ---- closing
+// -------------------------------------------------------------------------------------
 
 bool StreamTransport::schedule_connection_lost(PyObject* exception) {
   ModuleState& state = loop_->state();
@@ -706,8 +708,8 @@ PyObject* StreamTransport::call_connection_lost(PyObject* exception) {
   Ref protocol = protocol_.dup();
   PendingError error;
   if (protocol_connected_ && protocol) {
-    Ref result = Ref::steal(
-        PyObject_CallMethodOneArg(protocol.get(), state.str_connection_lost, exception));
+    Ref result =
+        Ref::steal(PyObject_CallMethodOneArg(protocol.get(), state.str_connection_lost, exception));
     if (!result) {
       error = PendingError::take();
     }
@@ -723,8 +725,8 @@ PyObject* StreamTransport::call_connection_lost(PyObject* exception) {
   }
   if (empty_waiter_) {
     Ref waiter = empty_waiter_.dup();
-    Ref failed = Ref::steal(PyObject_CallMethod(state.support, "_fail_empty_waiter", "O",
-                                                waiter.get()));
+    Ref failed =
+        Ref::steal(PyObject_CallMethod(state.support, "_fail_empty_waiter", "O", waiter.get()));
     if (!failed && !error) {
       error = PendingError::take();
     }
@@ -758,15 +760,16 @@ PyObject* StreamTransport::make_empty_waiter() {
   return waiter.release();
 }
 
-// ---- information ---------------------------------------------------------------------------------
+// ---- information
+// ---------------------------------------------------------------------------------
 
 // The Python socket behind the transport; made only when somebody asks for it.
 PyObject* StreamTransport::python_socket() {
   ModuleState& state = loop_->state();
   if (!python_socket_) {
     // A descriptor that is closed already gets a closed socket.
-    python_socket_ = Ref::steal(PyObject_CallMethod(state.support, "_socket_from", "i",
-                                                    descriptor_open() ? fd_ : -1));
+    python_socket_ = Ref::steal(
+        PyObject_CallMethod(state.support, "_socket_from", "i", descriptor_open() ? fd_ : -1));
   }
   return python_socket_ ? py::new_ref(python_socket_.get()) : nullptr;
 }
@@ -830,7 +833,8 @@ PyObject* StreamTransport::get_extra_info(PyObject* name, PyObject* fallback) {
   return py::new_ref(fallback);
 }
 
-// ---- making one ----------------------------------------------------------------------------------
+// ---- making one
+// ----------------------------------------------------------------------------------
 
 bool ensure_no_transport(Loop& loop, int fd, PyObject* object) {
   PyObject* transport = loop.transport_at(fd);

@@ -1,13 +1,12 @@
 #pragma once
 
-#include "binding/py/python.h"
-
 #include <cstddef>
 #include <optional>
 
 #include "binding/address.h"
 #include "binding/loop.h"
 #include "binding/py/buffer.h"
+#include "binding/py/python.h"
 #include "binding/py/ref.h"
 #include "core/net/stream_socket.h"
 
@@ -23,9 +22,9 @@ struct TransportSpec {
   PyObject* context = nullptr;
 };
 
-// A transport over the Python socket `spec.sock` with descriptor `fd`. It schedules connection_made,
-// the start of reading and the waiter, in asyncio's order. New reference or null; on failure the
-// socket is the caller's still.
+// A transport over the Python socket `spec.sock` with descriptor `fd`. It schedules
+// connection_made, the start of reading and the waiter, in asyncio's order. New reference or null;
+// on failure the socket is the caller's still.
 [[nodiscard]] PyObject* new_stream_transport(Loop& loop, int fd, const TransportSpec& spec);
 // The same over a descriptor that no Python socket has seen; on failure it is closed.
 [[nodiscard]] PyObject* accept_stream_transport(Loop& loop, UniqueFd fd,
@@ -35,16 +34,16 @@ struct TransportSpec {
 // An empty transport object, for the two functions above. New reference or null.
 [[nodiscard]] PyObject* allocate_stream_transport(Loop& loop);
 
-// Server._attach() and ._detach(), whose arguments depend on the Python version. False with the Python
-// error set.
+// Server._attach() and ._detach(), whose arguments depend on the Python version. False with the
+// Python error set.
 [[nodiscard]] bool attach_to_server(ModuleState& state, PyObject* server, PyObject* transport);
 [[nodiscard]] bool detach_from_server(ModuleState& state, PyObject* server, PyObject* transport);
 
 // asyncio's _ensure_fd_no_transport(). False with RuntimeError set.
 [[nodiscard]] bool ensure_no_transport(Loop& loop, int fd, PyObject* object);
 
-// The native half of a stream transport: hears from the socket, speaks to the protocol. Belongs to the
-// loop's thread.
+// The native half of a stream transport: hears from the socket, speaks to the protocol. Belongs to
+// the loop's thread.
 class StreamTransport final : public StreamEvents {
  public:
   StreamTransport(PyObject* self, Loop& loop);
@@ -84,7 +83,8 @@ class StreamTransport final : public StreamEvents {
   [[nodiscard]] PyObject* call_connection_lost(PyObject* exception);
   [[nodiscard]] PyObject* make_empty_waiter();
   void reset_empty_waiter() noexcept { empty_waiter_.reset(); }
-  // While lent, the descriptor may be used beside the transport (sendfile waits for it to be writable).
+  // While lent, the descriptor may be used beside the transport (sendfile waits for it to be
+  // writable).
   void lend(bool lent) noexcept { lent_ = lent; }
   [[nodiscard]] bool lent() const noexcept { return lent_; }
   [[nodiscard]] bool paused() const noexcept { return paused_; }
@@ -136,13 +136,14 @@ class StreamTransport final : public StreamEvents {
   py::Ref server_;
   py::Ref context_;       // The one asked for at creation (Python 3.15), or none.
   py::Ref read_context_;  // Where data_received() and its kin run.
-  py::Ref write_context_;  // Where resume_writing() runs: that of the write the kernel could not take.
-  py::Ref high_;           // The watermarks as they were given, null for the defaults.
+  py::Ref
+      write_context_;  // Where resume_writing() runs: that of the write the kernel could not take.
+  py::Ref high_;       // The watermarks as they were given, null for the defaults.
   py::Ref low_;
   py::Ref empty_waiter_;
-  py::Ref on_data_;          // protocol.data_received, or buffer_updated of a BufferedProtocol.
+  py::Ref on_data_;  // protocol.data_received, or buffer_updated of a BufferedProtocol.
   py::Ref get_buffer_;
-  py::Ref pending_bytes_;    // What a direct read fills.
+  py::Ref pending_bytes_;  // What a direct read fills.
   py::BufferView pending_view_;
   LazyAddress local_address_;
   LazyAddress peer_address_;
@@ -155,11 +156,10 @@ class StreamTransport final : public StreamEvents {
   bool lent_ = false;
 };
 
-// The layout of the asyncio.Transport that asyncio's own transports derive from (its fallbacks ask for
-// it by isinstance). Its size is checked when the type is made; only `extra` is used.
+// The layout of the asyncio.Transport that asyncio's own transports derive from (its fallbacks ask
+// for it by isinstance). Its size is checked when the type is made; only `extra` is used.
 struct AsyncioTransport {
-  PyObject_HEAD
-  PyObject* extra;
+  PyObject_HEAD PyObject* extra;
   PyObject* high_water;
   PyObject* loop;
   PyObject* low_water;

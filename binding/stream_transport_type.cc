@@ -1,12 +1,11 @@
 // The Python type _native.StreamTransport: entry points that hand over to StreamTransport.
 
-#include "binding/stream_transport.h"
-
 #include <array>
 #include <new>
 
 #include "binding/py/args.h"
 #include "binding/py/guard.h"
+#include "binding/stream_transport.h"
 
 namespace cpploop {
 namespace {
@@ -14,15 +13,16 @@ namespace {
 using py::CallArgs;
 using py::Ref;
 
-// The transport, if it may be used from here. Null with the Python error set: on free-threaded builds
-// another thread than the loop's is refused always.
+// The transport, if it may be used from here. Null with the Python error set: on free-threaded
+// builds another thread than the loop's is refused always.
 [[nodiscard]] StreamTransport* usable(PyObject* self) {
   StreamTransport& transport = transport_of(self);
   if (!transport.opened()) {
     PyErr_SetString(PyExc_RuntimeError, "the transport was never opened");
     return nullptr;
   }
-  // A closed loop's transports still answer; a forked child's must not touch the parent's connection.
+  // A closed loop's transports still answer; a forked child's must not touch the parent's
+  // connection.
   if ((transport.loop().forked() && !transport.loop().check_open()) ||
       (py::kFreeThreaded && !transport.loop().check_thread())) {
     return nullptr;
@@ -96,7 +96,8 @@ PyObject* transport_resume_reading(PyObject* self, PyObject*) {
   return with_transport(self, [](StreamTransport& t) { return t.resume_reading(); });
 }
 PyObject* transport_is_reading(PyObject* self, PyObject*) {
-  return with_transport(self, [](StreamTransport& t) { return py::boolean(t.socket().is_reading()); });
+  return with_transport(self,
+                        [](StreamTransport& t) { return py::boolean(t.socket().is_reading()); });
 }
 PyObject* transport_start_reading(PyObject* self, PyObject*) {
   return with_transport(self, [](StreamTransport& t) { return t.start_reading(); });
@@ -127,8 +128,8 @@ PyObject* transport_set_write_buffer_limits(PyObject* self, PyObject* const* val
 PyObject* transport_set_protocol(PyObject* self, PyObject* const* values, Py_ssize_t count,
                                  PyObject* keywords) {
   return with_transport(self, [&](StreamTransport& t) -> PyObject* {
-    PyObject* protocol = only_argument("set_protocol", t.loop().state().str_protocol,
-                                       {values, count, keywords});
+    PyObject* protocol =
+        only_argument("set_protocol", t.loop().state().str_protocol, {values, count, keywords});
     return protocol != nullptr && t.set_protocol(protocol) ? py::none() : nullptr;
   });
 }
@@ -190,13 +191,13 @@ PyObject* transport_repr(PyObject* self) {
     return PyUnicode_FromFormat("<%s%s fd=%d>", py::type_name(self), state, t.descriptor_number());
   }
   return PyUnicode_FromFormat("<%s%s fd=%d read=%s write=<%s, bufsize=%zu>>", py::type_name(self),
-                              state, t.descriptor_number(),
-                              socket.receives() ? "polling" : "idle",
+                              state, t.descriptor_number(), socket.receives() ? "polling" : "idle",
                               socket.waits_for_kernel() ? "polling" : "idle",
                               socket.queued_bytes());
 }
 
-// ---- attributes that asyncio's own code reads ----------------------------------------------------
+// ---- attributes that asyncio's own code reads
+// ----------------------------------------------------
 
 PyObject* get_extra(PyObject* self, void*) {
   return with_transport(self, [](StreamTransport& t) { return t.extra_dict(); });
@@ -227,29 +228,30 @@ int set_protocol(PyObject* self, PyObject* value, void*) {
 }
 PyObject* get_closing(PyObject* self, void*) { return transport_is_closing(self, nullptr); }
 PyObject* get_conn_lost(PyObject* self, void*) {
-  return with_transport(self, [](StreamTransport& t) {
-    return PyLong_FromUnsignedLong(t.socket().lost_count());
-  });
+  return with_transport(
+      self, [](StreamTransport& t) { return PyLong_FromUnsignedLong(t.socket().lost_count()); });
 }
 PyObject* get_eof(PyObject* self, void*) {
-  return with_transport(self, [](StreamTransport& t) { return py::boolean(t.socket().eof_written()); });
+  return with_transport(self,
+                        [](StreamTransport& t) { return py::boolean(t.socket().eof_written()); });
 }
 PyObject* get_paused(PyObject* self, void*) { return py::boolean(transport_of(self).paused()); }
 PyObject* get_protocol_paused(PyObject* self, void*) {
-  return with_transport(self,
-                        [](StreamTransport& t) { return py::boolean(t.socket().writing_paused()); });
+  return with_transport(
+      self, [](StreamTransport& t) { return py::boolean(t.socket().writing_paused()); });
 }
 
 PyObject* get_high_water(PyObject* self, void*) {
-  return with_transport(self,
-                        [](StreamTransport& t) { return PyLong_FromSize_t(t.socket().high_water()); });
+  return with_transport(
+      self, [](StreamTransport& t) { return PyLong_FromSize_t(t.socket().high_water()); });
 }
 PyObject* get_low_water(PyObject* self, void*) {
-  return with_transport(self,
-                        [](StreamTransport& t) { return PyLong_FromSize_t(t.socket().low_water()); });
+  return with_transport(
+      self, [](StreamTransport& t) { return PyLong_FromSize_t(t.socket().low_water()); });
 }
 
-// ---- life ----------------------------------------------------------------------------------------
+// ---- life
+// ----------------------------------------------------------------------------------------
 
 int transport_traverse(PyObject* self, visitproc visit, void* arg) {
   auto* object = reinterpret_cast<StreamTransportObject*>(self);
@@ -310,7 +312,8 @@ PyMethodDef transport_methods[] = {
      "close($self, /)\n--\n\n"
      "Send what is queued, then close; nothing more is received (asyncio.BaseTransport.close)."},
     {"abort", transport_abort, METH_NOARGS,
-     "abort($self, /)\n--\n\nClose at once, dropping what is queued (asyncio.WriteTransport.abort)."},
+     "abort($self, /)\n--\n\nClose at once, dropping what is queued "
+     "(asyncio.WriteTransport.abort)."},
     {"is_closing", transport_is_closing, METH_NOARGS,
      "is_closing($self, /)\n--\n\n"
      "Whether the transport is closing or closed (asyncio.BaseTransport.is_closing)."},
@@ -342,12 +345,18 @@ PyMethodDef transport_methods[] = {
      "get_extra_info($self, /, name, default=None)\n--\n\n"
      "What is known of the connection: 'socket', 'sockname', 'peername', and on TLS 'sslcontext',\n"
      "'ssl_object', 'peercert', 'cipher', 'compression' (asyncio.BaseTransport.get_extra_info)."},
-    {"_force_close", transport_force_close, METH_O, nullptr},
-    {"_start_reading", transport_start_reading, METH_NOARGS, nullptr},
-    {"_call_connection_lost", transport_call_connection_lost, METH_O, nullptr},
-    {"_make_empty_waiter", transport_make_empty_waiter, METH_NOARGS, nullptr},
-    {"_reset_empty_waiter", transport_reset_empty_waiter, METH_NOARGS, nullptr},
-    {"_lend", transport_lend, METH_O, nullptr},
+    {"_force_close", transport_force_close, METH_O,
+     "_force_close($self, exc, /)\n--\n\nClose at once; connection_lost() is told exc."},
+    {"_start_reading", transport_start_reading, METH_NOARGS,
+     "_start_reading($self, /)\n--\n\nReceive for the first time."},
+    {"_call_connection_lost", transport_call_connection_lost, METH_O,
+     "_call_connection_lost($self, exc, /)\n--\n\nEnd the connection and tell the protocol."},
+    {"_make_empty_waiter", transport_make_empty_waiter, METH_NOARGS,
+     "_make_empty_waiter($self, /)\n--\n\nA future for the moment when all is sent."},
+    {"_reset_empty_waiter", transport_reset_empty_waiter, METH_NOARGS,
+     "_reset_empty_waiter($self, /)\n--\n\nForget that future and allow writing again."},
+    {"_lend", transport_lend, METH_O,
+     "_lend($self, lent, /)\n--\n\nLeave the descriptor to someone else, or take it back."},
     {nullptr, nullptr, 0, nullptr},
 };
 
@@ -439,8 +448,8 @@ bool detach_from_server([[maybe_unused]] ModuleState& state, PyObject* server,
 
 bool add_stream_transport_type(PyObject* module, ModuleState& state) {
   Ref transports = Ref::steal(PyImport_ImportModule("asyncio.transports"));
-  Ref base =
-      transports ? Ref::steal(PyObject_GetAttrString(transports.get(), "_FlowControlMixin")) : Ref();
+  Ref base = transports ? Ref::steal(PyObject_GetAttrString(transports.get(), "_FlowControlMixin"))
+                        : Ref();
   Ref bases = base ? Ref::steal(PyTuple_Pack(1, base.get())) : Ref();
   if (!bases) {
     return false;

@@ -36,9 +36,9 @@ int Engine::run() {
   return error;
 }
 
-// The order of a turn, which is asyncio's: poll; queue what the poll found, then the timers that are
-// due, behind what was ready before; run exactly that many. What those callbacks schedule waits for
-// the next turn.
+// The order of a turn, which is asyncio's: poll; queue what the poll found, then the timers that
+// are due, behind what was ready before; run exactly that many. What those callbacks schedule waits
+// for the next turn.
 int Engine::turn() {
   ++turns_;
   if (inbox_->has_posts()) {
@@ -185,8 +185,8 @@ void Engine::run_entry(const ReadyEntry& entry) {
   }
 }
 
-// Reading and writing are two callbacks. When the first raises what must leave run(), the second waits
-// for the next poll, which reports it again.
+// Reading and writing are two callbacks. When the first raises what must leave run(), the second
+// waits for the next poll, which reports it again.
 void Engine::run_io(const ReadyEntry& entry) {
   if ((entry.io_events & kIoReadable) != 0) {
     backend_->dispatch(entry.channel, kIoReadable);

@@ -15,8 +15,8 @@ namespace cpploop {
 
 class StreamSocket;
 
-// What the engine needs from whoever hosts it (the Python binding, or a test). The engine owns every
-// token it was given until it hands it back through run() or drop().
+// What the engine needs from whoever hosts it (the Python binding, or a test). The engine owns
+// every token it was given until it hands it back through run() or drop().
 class Host {
  public:
   virtual void run(Token token) = 0;
@@ -40,8 +40,8 @@ class Host {
   ~Host() = default;
 };
 
-// The loop's mechanism: what is ready, what is due, what the kernel reports, and the turn that orders
-// them. One thread owns it; only the inbox may be touched from others.
+// The loop's mechanism: what is ready, what is due, what the kernel reports, and the turn that
+// orders them. One thread owns it; only the inbox may be touched from others.
 class Engine {
  public:
   // Throws std::system_error or std::bad_alloc.
@@ -96,12 +96,12 @@ class Engine {
   void cancel_flush(StreamSocket& socket) noexcept;
   void flush_gathered();
 
-  // Drops every callback, timer and watcher and refuses posts. What the drops run sees an empty, closed
-  // engine. Streams and listeners are detached by their owners.
+  // Drops every callback, timer and watcher and refuses posts. What the drops run sees an empty,
+  // closed engine. Streams and listeners are detached by their owners.
   void close();
   [[nodiscard]] bool closed() const noexcept { return closed_; }
-  // In a forked child, before anything else: from here on only close() and destruction make sense, and
-  // neither touches what the parent shares.
+  // In a forked child, before anything else: from here on only close() and destruction make sense,
+  // and neither touches what the parent shares.
   void abandon_after_fork() noexcept;
 
   [[nodiscard]] std::uint64_t turns() const noexcept { return turns_; }

@@ -1,10 +1,10 @@
 #pragma once
 
-#include "binding/py/python.h"
-
 #include <array>
 #include <cstddef>
 #include <span>
+
+#include "binding/py/python.h"
 
 namespace cpploop::py {
 
@@ -27,8 +27,8 @@ struct CallArgs {
 
 // One parameter of a small native function, for parse().
 struct Parameter {
-  PyObject* name;      // Interned.
-  PyObject** target;   // Left alone when the argument is absent.
+  PyObject* name;     // Interned.
+  PyObject** target;  // Left alone when the argument is absent.
   bool keyword_only;
 };
 

@@ -1,16 +1,15 @@
 #pragma once
 
-#include "binding/py/python.h"
-
 #include <cstddef>
 #include <utility>
 
+#include "binding/py/python.h"
 #include "binding/py/ref.h"
 
 namespace cpploop::py {
 
-// An exported buffer, released when this goes. It must not outlive the call that took it: a bytearray
-// with an export cannot be resized by its owner.
+// An exported buffer, released when this goes. It must not outlive the call that took it: a
+// bytearray with an export cannot be resized by its owner.
 class BufferView {
  public:
   BufferView() noexcept = default;

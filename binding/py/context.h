@@ -1,13 +1,12 @@
 #pragma once
 
 #include "binding/py/python.h"
-
 #include "binding/py/ref.h"
 
 namespace cpploop::py {
 
-// Runs what follows inside a contextvars.Context, as Context.run() does. An error in flight survives
-// the exit.
+// Runs what follows inside a contextvars.Context, as Context.run() does. An error in flight
+// survives the exit.
 class InContext {
  public:
   explicit InContext(PyObject* context) noexcept

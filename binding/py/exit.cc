@@ -1,6 +1,6 @@
-#include "binding/py/ref.h"
-
 #include <unistd.h>
+
+#include "binding/py/ref.h"
 
 namespace cpploop::py {
 

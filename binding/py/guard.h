@@ -1,13 +1,13 @@
 #pragma once
 
-#include "binding/py/python.h"
-
 #include <cxxabi.h>
 
 #include <cerrno>
 #include <exception>
 #include <new>
 #include <system_error>
+
+#include "binding/py/python.h"
 
 namespace cpploop::py {
 

@@ -1,10 +1,10 @@
 #pragma once
 
-#include "binding/py/python.h"
-
 #include <atomic>
 #include <cstring>
 #include <utility>
+
+#include "binding/py/python.h"
 
 namespace cpploop::py {
 
@@ -23,8 +23,8 @@ inline void before_release() {
   }
 }
 
-// An owned reference. Move-only: a second reference to the same object is spelled dup(). Dropping one
-// can run any code, so it is never done while an invariant is open.
+// An owned reference. Move-only: a second reference to the same object is spelled dup(). Dropping
+// one can run any code, so it is never done while an invariant is open.
 class Ref {
  public:
   Ref() noexcept = default;

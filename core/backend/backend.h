@@ -13,8 +13,8 @@
 
 // The seam between the engine and the operating system. It takes operations (start receiving on a
 // stream, send these parts, accept, connect, wait for readiness), not readiness alone, so that a
-// completion-based kernel interface can stand behind it as well as epoll. Everything here belongs to
-// the loop's thread.
+// completion-based kernel interface can stand behind it as well as epoll. Everything here belongs
+// to the loop's thread.
 namespace cpploop {
 
 // What a poll found for one channel; the bits travel through the ready queue.
@@ -34,8 +34,8 @@ struct ReceiveBuffer {
   std::size_t size = 0;  // Zero: the sink cannot take bytes now and has dealt with the reason.
 };
 
-// The four kinds of receiver a channel can have. `hold` and `release` bracket every delivery, so that
-// a receiver which is dropped by what it delivers outlives the call.
+// The four kinds of receiver a channel can have. `hold` and `release` bracket every delivery, so
+// that a receiver which is dropped by what it delivers outlives the call.
 class Sink {
  public:
   virtual void hold() noexcept = 0;
@@ -92,10 +92,10 @@ struct Channel {
 
   int fd = -1;
   Kind kind = Kind::none;
-  std::uint8_t wanted = 0;     // What the owner asked for (Wanted bits).
-  std::uint8_t registered = 0; // What the kernel has been told; the backend's own.
-  bool dirty = false;          // In the backend's list of changes to tell; the backend's own.
-  std::uint16_t batch = 0;     // Accepts at most per delivery.
+  std::uint8_t wanted = 0;      // What the owner asked for (Wanted bits).
+  std::uint8_t registered = 0;  // What the kernel has been told; the backend's own.
+  bool dirty = false;           // In the backend's list of changes to tell; the backend's own.
+  std::uint16_t batch = 0;      // Accepts at most per delivery.
   ChannelId id{};
   // The poll in which reading or writing was last asked for: events of that same poll belong to an
   // earlier registration and are dropped.
@@ -139,13 +139,14 @@ class Backend {
   [[nodiscard]] virtual int start_connect(Channel& channel, const os::SocketAddress& address) = 0;
 
   // Readiness of a descriptor that somebody else reads and writes. Told to the kernel at once, so
-  // that a refusal (EPERM for a regular file, EBADF) is the caller's error: an errno, 0 for success.
+  // that a refusal (EPERM for a regular file, EBADF) is the caller's error: an errno, 0 for
+  // success.
   [[nodiscard]] int watch(Channel& channel, Wanted what) noexcept;
   void unwatch(Channel& channel, Wanted what) noexcept;
 
-  // Waits until something happens or `timeout_ns` is over (negative: for ever; zero: only a look) and
-  // appends what happened to `ready`. The value is the count of events; EINTR is an error like others.
-  // Memory for the events is reserved before the wait.
+  // Waits until something happens or `timeout_ns` is over (negative: for ever; zero: only a look)
+  // and appends what happened to `ready`. The value is the count of events; EINTR is an error like
+  // others. Memory for the events is reserved before the wait.
   [[nodiscard]] virtual IoResult wait(std::int64_t timeout_ns) = 0;
   // The second half of a poll: queues the events of the last wait, in the kernel's order.
   virtual void collect(ReadyQueue& ready) = 0;
@@ -156,8 +157,8 @@ class Backend {
   // registration is gone is dropped.
   void dispatch(ChannelId id, std::uint32_t io_events);
 
-  // Tells the kernel about changes that were put off to the next poll; of all channels, or of one whose
-  // descriptor others may close or use before that.
+  // Tells the kernel about changes that were put off to the next poll; of all channels, or of one
+  // whose descriptor others may close or use before that.
   virtual void apply_changes() = 0;
   void apply_change(Channel& channel) noexcept {
     if (channel.attached()) {
@@ -209,7 +210,7 @@ class Backend {
 
   std::vector<Slot> slots_;
   std::uint32_t free_slot_ = kNoSlot;
-  std::size_t watched_ = 0;   // Channels that want something.
+  std::size_t watched_ = 0;  // Channels that want something.
   std::size_t attached_ = 0;
 };
 

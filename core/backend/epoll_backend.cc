@@ -108,8 +108,8 @@ void EpollBackend::apply_changes() {
       continue;
     }
     if (channel->wanted != channel->registered && change_now(*channel) != 0) {
-      // Left unregistered it would stall unseen. Treat it as ready instead: the operation itself then
-      // tells the owner what is wrong with the descriptor, or finds that nothing is.
+      // Left unregistered it would stall unseen. Treat it as ready instead: the operation itself
+      // then tells the owner what is wrong with the descriptor, or finds that nothing is.
       failed_.push_back(id);
     }
     channel->dirty = false;  // Last: when memory for `failed_` runs out, the next poll tries again.

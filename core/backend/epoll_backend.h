@@ -9,8 +9,8 @@
 
 namespace cpploop {
 
-// epoll, level-triggered: a send is tried before anything is armed, and what a stream wants is told to
-// the kernel once per poll, so that pausing and resuming within a turn costs no system call.
+// epoll, level-triggered: a send is tried before anything is armed, and what a stream wants is told
+// to the kernel once per poll, so that pausing and resuming within a turn costs no system call.
 class EpollBackend final : public Backend {
  public:
   // `wakeup_fd` is watched for the life of the backend; it stays the caller's. Throws

@@ -12,8 +12,8 @@ class Connector {
   Connector(const Connector&) = delete;
   Connector& operator=(const Connector&) = delete;
 
-  // 0: connected. EINPROGRESS: `sink` is told later. Anything else: the errno of the failure. Throws
-  // std::bad_alloc.
+  // 0: connected. EINPROGRESS: `sink` is told later. Anything else: the errno of the failure.
+  // Throws std::bad_alloc.
   [[nodiscard]] int start(int fd, const os::SocketAddress& address, ConnectSink& sink) {
     backend_.attach(channel_, fd, Channel::Kind::connect, &sink);
     const int error = backend_.start_connect(channel_, address);

@@ -11,8 +11,8 @@ class ListenerEvents : public Sink {
  public:
   // False ends this batch.
   [[nodiscard]] virtual bool on_connection(UniqueFd fd, const os::SocketAddress& peer) = 0;
-  // The system has no descriptor or memory to give. Accepting has stopped; the owner reports it once
-  // and calls resume() after a pause, so that a full table does not spin the loop.
+  // The system has no descriptor or memory to give. Accepting has stopped; the owner reports it
+  // once and calls resume() after a pause, so that a full table does not spin the loop.
   virtual void on_exhausted(int error) = 0;
   virtual void on_listener_error(int error) = 0;
 

@@ -9,9 +9,9 @@ namespace cpploop {
 
 class Engine;
 
-// The callbacks of add_reader() and add_writer(), by descriptor. The descriptors are the user's: they
-// may be closed and their numbers given to other files without a word to us. Belongs to the loop's
-// thread.
+// The callbacks of add_reader() and add_writer(), by descriptor. The descriptors are the user's:
+// they may be closed and their numbers given to other files without a word to us. Belongs to the
+// loop's thread.
 class ReadinessWatchers {
  public:
   explicit ReadinessWatchers(Engine& engine) noexcept : engine_(engine) {}
@@ -23,8 +23,8 @@ class ReadinessWatchers {
     int error = 0;
     Token replaced = nullptr;  // The caller drops it.
   };
-  // On success the token belongs to the watchers until it is replaced or removed; on failure it stays
-  // the caller's and nothing has changed. Throws std::bad_alloc.
+  // On success the token belongs to the watchers until it is replaced or removed; on failure it
+  // stays the caller's and nothing has changed. Throws std::bad_alloc.
   [[nodiscard]] Added add(int fd, Wanted what, Token token);
   // The token that was there, for the caller to drop, or null.
   [[nodiscard]] Token remove(int fd, Wanted what) noexcept;

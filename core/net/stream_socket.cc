@@ -91,9 +91,9 @@ bool StreamSocket::note_write() noexcept {
   if (callback != last_write_callback_) {
     // The previous writing callback is over: one with two writes strengthens the habit, one with a
     // single write ends it.
-    habit_ = writes_in_callback_ < 2 ? 0
-                                     : std::min<std::uint8_t>(static_cast<std::uint8_t>(habit_ + 1),
-                                                              kHabitLearned);
+    habit_ = writes_in_callback_ < 2
+                 ? 0
+                 : std::min<std::uint8_t>(static_cast<std::uint8_t>(habit_ + 1), kHabitLearned);
     last_write_callback_ = callback;
     writes_in_callback_ = 0;
   }
@@ -198,8 +198,8 @@ void StreamSocket::on_send_ready() {
   if (queue_.empty()) {
     engine_.backend().stop_send_ready(channel_);
   }
-  // What the owner is told here may make it write, close or abort. Its writes go out before anything
-  // is concluded: a closing connection waits for nothing but this queue.
+  // What the owner is told here may make it write, close or abort. Its writes go out before
+  // anything is concluded: a closing connection waits for nothing but this queue.
   maybe_resume_writing();
   flush();
   if (lost_count_ != 0 || !queue_.empty()) {
@@ -285,8 +285,8 @@ bool StreamSocket::force_close() {
   return true;
 }
 
-// Not put off to the next poll: whoever shares the descriptor may close it once the socket is closing,
-// and its number would be another file's by then.
+// Not put off to the next poll: whoever shares the descriptor may close it once the socket is
+// closing, and its number would be another file's by then.
 void StreamSocket::leave_kernel() noexcept { engine_.backend().apply_change(channel_); }
 
 void StreamSocket::drop_queue() {

@@ -12,8 +12,8 @@ namespace cpploop {
 
 class Engine;
 
-// What a stream socket tells its owner (the binding's transport). Every call but drop_owner() may run
-// user code, so the socket leaves no invariant open when it makes one.
+// What a stream socket tells its owner (the binding's transport). Every call but drop_owner() may
+// run user code, so the socket leaves no invariant open when it makes one.
 class StreamEvents : public Sink {
  public:
   [[nodiscard]] virtual ReceiveBuffer receive_buffer() = 0;
@@ -34,8 +34,8 @@ class StreamEvents : public Sink {
   ~StreamEvents() = default;
 };
 
-// A connected stream socket: its reading, its write queue with watermarks, and the states of closing.
-// Belongs to the loop's thread.
+// A connected stream socket: its reading, its write queue with watermarks, and the states of
+// closing. Belongs to the loop's thread.
 class StreamSocket final : private StreamSink {
  public:
   static constexpr std::size_t kDefaultHighWater = 64 * 1024;

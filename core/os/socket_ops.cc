@@ -58,9 +58,8 @@ template <typename Call>
   std::timespec timeout{};
   timeout.tv_sec = timeout_ns / kNanosecondsPerSecond;
   timeout.tv_nsec = timeout_ns % kNanosecondsPerSecond;
-  return once([&] {
-    return ::syscall(SYS_epoll_pwait2, epoll, events, capacity, &timeout, nullptr, 0);
-  });
+  return once(
+      [&] { return ::syscall(SYS_epoll_pwait2, epoll, events, capacity, &timeout, nullptr, 0); });
 #else
   (void)epoll;
   (void)events;
@@ -187,9 +186,7 @@ IoResult epoll_wait(int epoll, epoll_event* events, int capacity,
   return once([&] { return ::epoll_wait(epoll, events, capacity, clamped); });
 }
 
-WaitPrecision wait_precision() noexcept {
-  return g_wait_precision.load(std::memory_order_relaxed);
-}
+WaitPrecision wait_precision() noexcept { return g_wait_precision.load(std::memory_order_relaxed); }
 
 void force_wait_precision(WaitPrecision precision) noexcept {
   g_wait_precision.store(precision, std::memory_order_relaxed);

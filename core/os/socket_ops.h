@@ -10,9 +10,9 @@
 #include "core/os/io_result.h"
 #include "core/os/unique_fd.h"
 
-// Every system call of the engine, wrapped once: EINTR is retried where a retry is right, flags that
-// must never be forgotten (MSG_NOSIGNAL, CLOEXEC, NONBLOCK) are set here, and the errno is taken
-// before anything else can change it.
+// Every system call of the engine, wrapped once: EINTR is retried where a retry is right, flags
+// that must never be forgotten (MSG_NOSIGNAL, CLOEXEC, NONBLOCK) are set here, and the errno is
+// taken before anything else can change it.
 namespace cpploop::os {
 
 struct SocketAddress {

@@ -6,7 +6,8 @@
 namespace cpploop {
 
 // The only owner a descriptor ever has. Moving it moves the duty to close; there is no copy, and
-// release() is the one way to give the duty away. Not thread-safe: it belongs to its holder's thread.
+// release() is the one way to give the duty away. Not thread-safe: it belongs to its holder's
+// thread.
 class UniqueFd {
  public:
   UniqueFd() noexcept = default;

@@ -10,10 +10,11 @@
 
 namespace cpploop {
 
-// Timers by (deadline, order of creation), so equal deadlines fire first in, first out. Cancelling is
-// lazy: the host says that one entry died, and when more than half are dead they are swept out in
-// one pass. The common pattern of setting a time-out and cancelling it soon leaves nothing behind,
-// because an entry that is still last in the array is taken out at once. Owned by the loop's thread.
+// Timers by (deadline, order of creation), so equal deadlines fire first in, first out. Cancelling
+// is lazy: the host says that one entry died, and when more than half are dead they are swept out
+// in one pass. The common pattern of setting a time-out and cancelling it soon leaves nothing
+// behind, because an entry that is still last in the array is taken out at once. Owned by the
+// loop's thread.
 class TimerHeap {
  public:
   [[nodiscard]] std::size_t size() const noexcept { return entries_.size(); }

@@ -76,8 +76,8 @@ void WakeupInbox::abandon_after_fork() noexcept {
   if (mutex_.try_lock()) {
     mutex_.unlock();
   } else {
-    // Made anew in place and not destroyed first: nobody is left to unlock the one, and the others may
-    // be half changed.
+    // Made anew in place and not destroyed first: nobody is left to unlock the one, and the others
+    // may be half changed.
     new (&mutex_) std::mutex;
     new (&posts_) std::vector<ReadyEntry>;
     new (&spare_) std::vector<ReadyEntry>;

@@ -160,7 +160,9 @@ class _ChangingLoader(Loader):
     def exec_module(self, module: ModuleType) -> None:
         if module.__spec__ is not None:
             module.__spec__.loader = self.inner
-        module.__loader__ = self.inner
+        # What typeshed asks of a module's loader is another protocol from Python 3.15 on.
+        inner: Any = self.inner
+        module.__loader__ = inner
         self.inner.exec_module(module)
         self.finder.done(module)
 
@@ -250,7 +252,8 @@ def _fresh_main() -> ModuleType:
     old = sys.modules["__main__"]
     module = ModuleType("__main__")
     module.__builtins__ = builtins  # type: ignore[attr-defined]
-    module.__loader__ = BuiltinImporter
+    loader: Any = BuiltinImporter
+    module.__loader__ = loader
     if "__annotations__" in old.__dict__:
         module.__annotations__ = {}
     sys.modules["__main__"] = module

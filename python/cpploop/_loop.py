@@ -20,10 +20,15 @@ import weakref
 from asyncio import base_events, constants, events, selector_events, sslproto
 from asyncio.log import logger
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import _native
 from ._resolve import ResolvingLoop
+
+if TYPE_CHECKING:
+    from typing import TypeVarTuple
+
+    _Ts = TypeVarTuple("_Ts")
 
 _SERVES_IN_CONTEXT = sys.version_info >= (3, 15)
 
@@ -53,7 +58,7 @@ class Loop(_native.Loop, ResolvingLoop):
 
     def __init__(self) -> None:
         # The engine is the selector; asyncio's constructor would make one of its own for None.
-        super().__init__(_SelectorView(self))  # type: ignore[arg-type]
+        super().__init__(_SelectorView(self))
         self._listeners: dict[int, _native.Listener] = {}
 
     def __repr__(self) -> str:
@@ -139,7 +144,7 @@ class Loop(_native.Loop, ResolvingLoop):
 
     # ---- the socket pair that signals write to; made for the first signal handler ----
 
-    def add_signal_handler(self, sig: int, callback: Callable[..., object], *args: Any) -> None:
+    def add_signal_handler(self, sig: int, callback: Callable[[*_Ts], Any], *args: *_Ts) -> None:
         """Call callback(*args) in the loop when a signal comes (asyncio's method)."""
         self._check_closed()
         if self._csock is None:
@@ -238,7 +243,9 @@ class Loop(_native.Loop, ResolvingLoop):
         context: contextvars.Context | None = None,
     ) -> asyncio.Transport:
         self._ensure_fd_no_transport(rawsock)
-        ssl_protocol: Any = sslproto.SSLProtocol(
+        # typeshed allows neither None nor float where asyncio passes them.
+        make_protocol: Any = sslproto.SSLProtocol
+        ssl_protocol = make_protocol(
             self,
             protocol,
             sslcontext,
@@ -256,9 +263,7 @@ class Loop(_native.Loop, ResolvingLoop):
 
     # ---- sendfile ----
 
-    async def _sendfile_native(
-        self, transp: Any, file: Any, offset: int, count: int | None
-    ) -> int:
+    async def _sendfile_native(self, transp: Any, file: Any, offset: int, count: int | None) -> int:
         """Send a file by the kernel, behind what the transport has queued."""
         resume_reading = transp.is_reading()
         transp.pause_reading()

@@ -10,7 +10,11 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import socket
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from socket import _GetAddrInfoResult
 
 _THREADS = 8
 _ADDRESS_LETTERS = frozenset("0123456789abcdefABCDEF.:xX%")
@@ -32,6 +36,28 @@ def _is_number(port: object) -> bool:
 
 class ResolvingLoop(asyncio.SelectorEventLoop):
     """The part of the loop that resolves names."""
+
+    if TYPE_CHECKING:
+        # asyncio's own, which typeshed leaves out: what this class uses, then what Loop does.
+        _debug: bool
+        _getaddrinfo_debug: Callable[..., _GetAddrInfoResult]
+
+        def _check_closed(self) -> None: ...
+        def _check_default_executor(self) -> None: ...
+
+        _accept_connection2: Callable[..., Coroutine[Any, Any, None]]
+        _default_executor: concurrent.futures.Executor | None
+        _executor_shutdown_called: bool
+        _internal_fds: int
+        _selector: Any
+        _signal_handlers: dict[int, asyncio.Handle]
+
+        def _asyncgen_finalizer_hook(self, agen: Any) -> None: ...
+        def _asyncgen_firstiter_hook(self, agen: Any) -> None: ...
+        def _check_running(self) -> None: ...
+        def _make_self_pipe(self) -> None: ...
+        def _set_coroutine_origin_tracking(self, enabled: bool) -> None: ...
+        def _stop_serving(self, sock: socket.socket) -> None: ...
 
     def __init__(self, selector: Any = None) -> None:
         super().__init__(selector)
@@ -58,7 +84,7 @@ class ResolvingLoop(asyncio.SelectorEventLoop):
         if resolver is not None:
             resolver.shutdown(wait=wait)
 
-    async def getaddrinfo(  # type: ignore[override]
+    async def getaddrinfo(
         self,
         host: str | bytes | None,
         port: str | bytes | int | None,
@@ -67,18 +93,15 @@ class ResolvingLoop(asyncio.SelectorEventLoop):
         type: int = 0,
         proto: int = 0,
         flags: int = 0,
-    ) -> Any:
+    ) -> _GetAddrInfoResult:
         """socket.getaddrinfo() without blocking the loop (asyncio's loop.getaddrinfo).
 
         Raises socket.gaierror as that does. The function is looked up at each call, so a program
         that exchanges socket.getaddrinfo is heard.
         """
-        look_up: Any = socket.getaddrinfo
-        if (
-            look_up is _getaddrinfo
-            and (port is None or _is_number(port))
-            and _may_be_address(host)
-        ):
+        self._check_closed()
+        look_up: Callable[..., _GetAddrInfoResult] = socket.getaddrinfo
+        if look_up is _getaddrinfo and (port is None or _is_number(port)) and _may_be_address(host):
             try:
                 return look_up(host, port, family, type, proto, flags | socket.AI_NUMERICHOST)
             except (OSError, ValueError):
@@ -92,6 +115,7 @@ class ResolvingLoop(asyncio.SelectorEventLoop):
 
     async def getnameinfo(self, sockaddr: Any, flags: int = 0) -> tuple[str, str]:
         """socket.getnameinfo() without blocking the loop (asyncio's loop.getnameinfo)."""
+        self._check_closed()
         return await self.run_in_executor(
             self._resolver_executor(), socket.getnameinfo, sockaddr, flags
         )

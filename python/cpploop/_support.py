@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ._loop import Loop
-    from ._native import Listener, StreamTransport
+    from ._native import Listener, StreamTransport, _AnyHandle
 
 SENDFILE_TRY_NATIVE = constants._SendfileMode.TRY_NATIVE
 
 
-def _describe_callback(handle: Handle, debug: bool) -> str:
+def _describe_callback(handle: _AnyHandle, debug: bool) -> str:
     describe: Any = format_helpers._format_callback_source
     try:
         return str(describe(handle._callback, handle._args, debug=debug))
@@ -28,7 +28,7 @@ def _describe_callback(handle: Handle, debug: bool) -> str:
         return str(describe(handle._callback, handle._args))
 
 
-def _callback_failed(loop: Loop, handle: Handle, exc: BaseException) -> None:
+def _callback_failed(loop: Loop, handle: _AnyHandle, exc: BaseException) -> None:
     """Report a callback that raised, as asyncio.Handle._run() does."""
     context: dict[str, Any] = {
         "message": f"Exception in callback {_describe_callback(handle, loop.get_debug())}",
@@ -43,7 +43,7 @@ def _callback_failed(loop: Loop, handle: Handle, exc: BaseException) -> None:
 def log_if_slow(loop: Loop, what: object, seconds: float) -> None:
     """Log a callback that blocked the loop for long (debug mode)."""
     if seconds >= loop.slow_callback_duration:
-        from asyncio.base_events import _format_handle
+        from asyncio.base_events import _format_handle  # type: ignore[attr-defined]
 
         text = _format_handle(what) if isinstance(what, Handle) else repr(what)
         logger.warning("Executing %s took %.3f seconds", text, seconds)
@@ -52,7 +52,7 @@ def log_if_slow(loop: Loop, what: object, seconds: float) -> None:
 def _refuse_data(data: object) -> None:
     """Raise what the running asyncio raises for data that is not bytes."""
     # It looks at its argument before it looks at the transport.
-    selector_events._SelectorSocketTransport.write(None, data)  # type: ignore[arg-type]
+    selector_events._SelectorSocketTransport.write(None, data)  # type: ignore[attr-defined]
     raise TypeError(f"data argument must be a bytes-like object, not {type(data).__name__!r}")
 
 
@@ -90,9 +90,7 @@ def _transport_socket(sock: socket.socket) -> trsock.TransportSocket:
     return trsock.TransportSocket(sock)
 
 
-def _accept_exhausted(
-    loop: Loop, listener: Listener, sock: socket.socket, exc: OSError
-) -> None:
+def _accept_exhausted(loop: Loop, listener: Listener, sock: socket.socket, exc: OSError) -> None:
     """Report that accept() ran out of descriptors or memory, and try again in a while."""
     loop.call_exception_handler(
         {

@@ -106,7 +106,7 @@ def test_the_context_is_left_when_the_callback_raises(loop: Any) -> None:
     assert context.run(variable.get) == "set before it failed"
 
 
-@pytest.mark.parametrize("bad", [1, "text", {}, object()], ids=repr)
+@pytest.mark.parametrize("bad", [1, "text", {}, object()], ids=["int", "str", "dict", "object"])
 def test_something_else_as_context(bad: Any) -> None:
     def attempt(factory: support.LoopFactory) -> Any:
         with open_loop(factory) as loop, reported(loop) as contexts:

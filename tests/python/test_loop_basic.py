@@ -163,7 +163,11 @@ def test_run_until_complete_takes_anything_awaitable(loop: Any) -> None:
     assert loop.run_until_complete(task) == "coroutine"
 
 
-@pytest.mark.parametrize("value", [None, 1, "text", print, lambda: None], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [None, 1, "text", print, lambda: None],
+    ids=["None", "int", "str", "builtin", "lambda"],
+)
 def test_run_until_complete_of_something_else(value: Any) -> None:
     def attempt(factory: support.LoopFactory) -> Any:
         with open_loop(factory) as loop:
