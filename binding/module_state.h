@@ -6,22 +6,17 @@
 namespace cpploop {
 
 // Every name the binding looks up or passes by keyword, interned once per interpreter.
-#define CPPLOOP_NAMES(X)                                                                          \
-  X(_accept_error)                                                                                \
-  X(_accept_exhausted) X(_accept_failed) X(_accept_tls) X(_attach) X(_buffer) X(_callback_failed) \
-      X(_call_connection_lost) X(_check_callback) X(_closed_socket) X(_detach)                    \
-          X(_log_closed_write) X(_log_fatal_error) X(_refuse_data) X(_transport_socket)           \
-              X(_start_reading) X(_unclosed) X(address) X(backlog) X(buffer_updated) X(call_at)   \
-                  X(call_exception_handler) X(call_later) X(call_soon) X(callback) X(cancelled)   \
-                      X(connection_lost) X(connection_made) X(Future) X(Task) X(context) X(coro)  \
-                          X(create_task) X(data) X(data_received) X(list_of_data) X(debug)        \
-                              X(delay) X(detach) X(eof_received) X(exc) X(exception) X(extra)     \
-                                  X(fd) X(fileno) X(get_buffer) X(handle) X(high) X(loop) X(low)  \
-                                      X(message) X(name) X(pause_writing) X(peername) X(protocol) \
-                                          X(resume_writing) X(server) X(set_exception)            \
-                                              X(set_result) X(sock) X(socket) X(sockname)         \
-                                                  X(source_traceback) X(time) X(tobytes)          \
-                                                      X(transport) X(waiter) X(when) X(write)
+// clang-format off
+#define CPPLOOP_NAMES(X) \
+  X(Future) X(Task) X(_accept_exhausted) X(_attach) X(_call_connection_lost) \
+  X(_callback_failed) X(_check_callback) X(_detach) X(_log_closed_write) X(_refuse_data) \
+  X(_start_reading) X(_transport_socket) X(_unclosed) X(buffer_updated) X(call_at) \
+  X(call_exception_handler) X(call_soon) X(callback) X(connection_lost) X(connection_made) \
+  X(context) X(data) X(data_received) X(delay) X(detach) X(eof_received) X(exception) X(extra) \
+  X(fd) X(get_buffer) X(high) X(list_of_data) X(loop) X(low) X(message) X(name) \
+  X(pause_writing) X(peername) X(protocol) X(resume_writing) X(server) X(set_exception) \
+  X(set_result) X(sock) X(socket) X(sockname) X(time) X(tobytes) X(transport) X(waiter) X(when)
+// clang-format on
 
 // What the binding keeps per interpreter: its own types, the asyncio objects it builds on, names.
 struct ModuleState {

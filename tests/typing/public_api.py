@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import TypeVarTuple, assert_type
 
 import cpploop
+from cpploop import _native
 
 _Ts = TypeVarTuple("_Ts")
 
@@ -144,6 +145,16 @@ class Echo(asyncio.Protocol):
         self.transport.write(data)
         self.transport.writelines([data, bytearray(data), memoryview(data)])
         assert_type(self.transport.get_write_buffer_limits(), tuple[int, int])
+
+
+def native(transport: _native.StreamTransport) -> asyncio.Transport:
+    assert_type(transport.get_write_buffer_size(), int)
+    transport.write("text")  # type: ignore[arg-type]
+    return transport
+
+
+class Handle(_native.Handle):  # type: ignore[misc]
+    """Handles are final, as the interpreter says too."""
 
 
 async def connections(tls: ssl.SSLContext) -> None:
