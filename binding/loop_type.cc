@@ -401,6 +401,11 @@ PyObject* loop_forked(PyObject* self, PyObject*) { return py::boolean(loop_of(se
         !loop.check_open() || !loop.check_thread()) {
       return nullptr;
     }
+    if (checks_transport && call.context != nullptr) {
+      // asyncio's public methods have no such parameter.
+      PyErr_Format(PyExc_TypeError, "%s() got an unexpected keyword argument 'context'", function);
+      return nullptr;
+    }
     const int fd = descriptor_of(call.leading);
     if (fd < 0 || (checks_transport && !ensure_no_transport(loop, fd, call.leading))) {
       return nullptr;
@@ -465,11 +470,17 @@ PyObject* loop_add_writer_unchecked(PyObject* self, PyObject* const* values, Py_
                                     PyObject* keywords) {
   return add_watcher(self, {values, count, keywords}, "_add_writer", kWantWritable, false);
 }
-PyObject* loop_remove_reader(PyObject* self, PyObject* fd) {
-  return remove_watcher(self, fd, kWantReadable, true);
+PyObject* loop_remove_reader(PyObject* self, PyObject* const* values, Py_ssize_t count,
+                             PyObject* keywords) {
+  PyObject* fd =
+      py::only_argument("remove_reader", loop_of(self).state().str_fd, {values, count, keywords});
+  return fd == nullptr ? nullptr : remove_watcher(self, fd, kWantReadable, true);
 }
-PyObject* loop_remove_writer(PyObject* self, PyObject* fd) {
-  return remove_watcher(self, fd, kWantWritable, true);
+PyObject* loop_remove_writer(PyObject* self, PyObject* const* values, Py_ssize_t count,
+                             PyObject* keywords) {
+  PyObject* fd =
+      py::only_argument("remove_writer", loop_of(self).state().str_fd, {values, count, keywords});
+  return fd == nullptr ? nullptr : remove_watcher(self, fd, kWantWritable, true);
 }
 PyObject* loop_remove_reader_unchecked(PyObject* self, PyObject* fd) {
   return remove_watcher(self, fd, kWantReadable, false);
@@ -672,11 +683,11 @@ PyMethodDef loop_methods[] = {
     {"add_writer", as_cfunction(loop_add_writer), kFast,
      "add_writer($self, /, fd, callback, *args)\n--\n\n"
      "Call callback(*args) while fd is writable (asyncio's loop.add_writer)."},
-    {"remove_reader", loop_remove_reader, METH_O,
-     "remove_reader($self, fd, /)\n--\n\n"
+    {"remove_reader", as_cfunction(loop_remove_reader), kFast,
+     "remove_reader($self, /, fd)\n--\n\n"
      "Stop watching fd for reading; whether it was watched (asyncio's loop.remove_reader)."},
-    {"remove_writer", loop_remove_writer, METH_O,
-     "remove_writer($self, fd, /)\n--\n\n"
+    {"remove_writer", as_cfunction(loop_remove_writer), kFast,
+     "remove_writer($self, /, fd)\n--\n\n"
      "Stop watching fd for writing; whether it was watched (asyncio's loop.remove_writer)."},
     {"_add_reader", as_cfunction(loop_add_reader_unchecked), kFast,
      "_add_reader($self, /, fd, callback, *args)\n--\n\nadd_reader() for any descriptor; the "

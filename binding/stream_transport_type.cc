@@ -38,32 +38,19 @@ template <typename Body>
   });
 }
 
-// The one argument of a method, by place or by name. Null with TypeError set.
-[[nodiscard]] PyObject* only_argument(const char* function, PyObject* name, const CallArgs& args) {
-  if (args.positional == 1 && args.keyword_count() == 0) [[likely]] {
-    return args.values[0];
-  }
-  PyObject* value = nullptr;
-  const py::Parameter parameters[] = {{name, &value, false}};
-  if (py::parse(function, args, parameters) && value == nullptr) {
-    PyErr_Format(PyExc_TypeError, "%s() missing 1 required positional argument: '%U'", function,
-                 name);
-  }
-  return PyErr_Occurred() == nullptr ? value : nullptr;
-}
-
 PyObject* transport_write(PyObject* self, PyObject* const* values, Py_ssize_t count,
                           PyObject* keywords) {
   return with_transport(self, [&](StreamTransport& t) -> PyObject* {
-    PyObject* data = only_argument("write", t.loop().state().str_data, {values, count, keywords});
+    PyObject* data =
+        py::only_argument("write", t.loop().state().str_data, {values, count, keywords});
     return data == nullptr ? nullptr : t.write(data);
   });
 }
 PyObject* transport_writelines(PyObject* self, PyObject* const* values, Py_ssize_t count,
                                PyObject* keywords) {
   return with_transport(self, [&](StreamTransport& t) -> PyObject* {
-    PyObject* list =
-        only_argument("writelines", t.loop().state().str_list_of_data, {values, count, keywords});
+    PyObject* list = py::only_argument("writelines", t.loop().state().str_list_of_data,
+                                       {values, count, keywords});
     return list == nullptr ? nullptr : t.writelines(list);
   });
 }
@@ -129,7 +116,7 @@ PyObject* transport_set_protocol(PyObject* self, PyObject* const* values, Py_ssi
                                  PyObject* keywords) {
   return with_transport(self, [&](StreamTransport& t) -> PyObject* {
     PyObject* protocol =
-        only_argument("set_protocol", t.loop().state().str_protocol, {values, count, keywords});
+        py::only_argument("set_protocol", t.loop().state().str_protocol, {values, count, keywords});
     return protocol != nullptr && t.set_protocol(protocol) ? py::none() : nullptr;
   });
 }

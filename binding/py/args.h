@@ -68,4 +68,19 @@ struct Parameter {
   return true;
 }
 
+// The one argument of a method, by place or by name. Null with TypeError set.
+[[nodiscard]] inline PyObject* only_argument(const char* function, PyObject* name,
+                                             const CallArgs& args) {
+  if (args.positional == 1 && args.keyword_count() == 0) [[likely]] {
+    return args.values[0];
+  }
+  PyObject* value = nullptr;
+  const Parameter parameters[] = {{name, &value, false}};
+  if (parse(function, args, parameters) && value == nullptr) {
+    PyErr_Format(PyExc_TypeError, "%s() missing 1 required positional argument: '%U'", function,
+                 name);
+  }
+  return PyErr_Occurred() == nullptr ? value : nullptr;
+}
+
 }  // namespace cpploop::py
