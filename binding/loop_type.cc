@@ -1,6 +1,7 @@
 // The Python type _native.Loop: entry points that check their arguments and hand over to Loop.
 
 #include <array>
+#include <cassert>
 #include <climits>
 #include <string_view>
 
@@ -401,6 +402,7 @@ PyObject* loop_forked(PyObject* self, PyObject*) { return py::boolean(loop_of(se
         !loop.check_open() || !loop.check_thread()) {
       return nullptr;
     }
+    assert(call.leading != nullptr);  // parse_callback_call() saw to it.
     if (checks_transport && call.context != nullptr) {
       // asyncio's public methods have no such parameter.
       PyErr_Format(PyExc_TypeError, "%s() got an unexpected keyword argument 'context'", function);
