@@ -1,7 +1,6 @@
 // The Python type _native.Loop: entry points that check their arguments and hand over to Loop.
 
 #include <array>
-#include <cassert>
 #include <climits>
 #include <string_view>
 
@@ -399,10 +398,9 @@ PyObject* loop_forked(PyObject* self, PyObject*) { return py::boolean(loop_of(se
     Loop& loop = loop_of(self);
     CallbackCall call;
     if (!parse_callback_call(loop.state(), function, loop.state().str_fd, args, call) ||
-        !loop.check_open() || !loop.check_thread()) {
+        call.leading == nullptr || !loop.check_open() || !loop.check_thread()) {
       return nullptr;
     }
-    assert(call.leading != nullptr);  // parse_callback_call() saw to it.
     if (checks_transport && call.context != nullptr) {
       // asyncio's public methods have no such parameter.
       PyErr_Format(PyExc_TypeError, "%s() got an unexpected keyword argument 'context'", function);
