@@ -119,7 +119,7 @@ class Loop final : private Host, private Clock {
   void drop_transport(int fd, PyObject* transport) noexcept;
 
   // Memory for reads that are copied out at once.
-  static constexpr std::size_t kScratchSize = 64 * 1024;
+  static constexpr std::size_t kScratchSize = 256 * 1024;
   [[nodiscard]] char* scratch();
 
   // Debug mode: what the I/O event under way belongs to, for the slow-callback log.

@@ -38,10 +38,22 @@ using py::Ref;
   state.extract_stack = import_attribute("asyncio.format_helpers", "extract_stack");
   state.set_result_unless_cancelled =
       import_attribute("asyncio.futures", "_set_result_unless_cancelled");
+  state.stream_reader_protocol_type = import_attribute("asyncio", "StreamReaderProtocol");
+  state.stream_reader_type = import_attribute("asyncio", "StreamReader");
+  if (state.stream_reader_protocol_type == nullptr || state.stream_reader_type == nullptr) {
+    return false;
+  }
+  state.original_data_received =
+      PyObject_GetAttr(state.stream_reader_protocol_type, state.str_data_received);
+  state.original_feed_data = PyObject_GetAttr(state.stream_reader_type, state.str_feed_data);
+  state.original_wakeup_waiter =
+      PyObject_GetAttr(state.stream_reader_type, state.str__wakeup_waiter);
   state.support = PyImport_ImportModule("cpploop._support");
   return state.futures_dict != nullptr && state.tasks_dict != nullptr &&
          state.buffered_protocol_type != nullptr && state.extract_stack != nullptr &&
-         state.set_result_unless_cancelled != nullptr && state.support != nullptr;
+         state.set_result_unless_cancelled != nullptr && state.support != nullptr &&
+         state.original_data_received != nullptr && state.original_feed_data != nullptr &&
+         state.original_wakeup_waiter != nullptr;
 }
 
 [[nodiscard]] PyObject* compiler_name() {
@@ -113,6 +125,11 @@ int module_traverse(PyObject* module, visitproc visit, void* arg) {
   Py_VISIT(state->futures_dict);
   Py_VISIT(state->tasks_dict);
   Py_VISIT(state->buffered_protocol_type);
+  Py_VISIT(state->stream_reader_protocol_type);
+  Py_VISIT(state->stream_reader_type);
+  Py_VISIT(state->original_data_received);
+  Py_VISIT(state->original_feed_data);
+  Py_VISIT(state->original_wakeup_waiter);
   Py_VISIT(state->extract_stack);
   Py_VISIT(state->set_result_unless_cancelled);
   Py_VISIT(state->base_create_task);
@@ -149,6 +166,11 @@ void module_free(void* module) {
   Py_CLEAR(state->futures_dict);
   Py_CLEAR(state->tasks_dict);
   Py_CLEAR(state->buffered_protocol_type);
+  Py_CLEAR(state->stream_reader_protocol_type);
+  Py_CLEAR(state->stream_reader_type);
+  Py_CLEAR(state->original_data_received);
+  Py_CLEAR(state->original_feed_data);
+  Py_CLEAR(state->original_wakeup_waiter);
   Py_CLEAR(state->extract_stack);
   Py_CLEAR(state->set_result_unless_cancelled);
   Py_CLEAR(state->base_create_task);

@@ -8,14 +8,16 @@ namespace cpploop {
 // Every name the binding looks up or passes by keyword, interned once per interpreter.
 // clang-format off
 #define CPPLOOP_NAMES(X) \
-  X(Future) X(Task) X(_accept_exhausted) X(_attach) X(_call_connection_lost) \
-  X(_callback_failed) X(_check_callback) X(_detach) X(_log_closed_write) X(_refuse_data) \
-  X(_start_reading) X(_transport_socket) X(_unclosed) X(buffer_updated) X(call_at) \
-  X(call_exception_handler) X(call_soon) X(callback) X(connection_lost) X(connection_made) \
-  X(context) X(data) X(data_received) X(delay) X(detach) X(eof_received) X(exception) X(extra) \
-  X(fd) X(get_buffer) X(high) X(list_of_data) X(loop) X(low) X(message) X(name) \
-  X(pause_writing) X(peername) X(protocol) X(resume_writing) X(server) X(set_exception) \
-  X(set_result) X(sock) X(socket) X(sockname) X(time) X(tobytes) X(transport) X(waiter) X(when)
+  X(Future) X(Task) X(_accept_exhausted) X(_attach) X(_buffer) X(_call_connection_lost) \
+  X(_callback_failed) X(_check_callback) X(_detach) X(_eof) X(_limit) X(_log_closed_write) \
+  X(_pause_reader) X(_refuse_data) X(_start_reading) X(_stream_reader_wr) X(_transport_socket) \
+  X(_unclosed) X(_waiter) X(_wakeup_waiter) X(buffer_updated) X(call_at) \
+  X(call_exception_handler) X(call_soon) X(callback) X(cancelled) X(connection_lost) \
+  X(connection_made) X(context) X(data) X(data_received) X(delay) X(detach) X(eof_received) \
+  X(exception) X(extra) X(fd) X(feed_data) X(get_buffer) X(high) X(list_of_data) X(loop) X(low) \
+  X(message) X(name) X(pause_writing) X(peername) X(protocol) X(resume_writing) X(server) \
+  X(set_exception) X(set_result) X(sock) X(socket) X(sockname) X(time) X(tobytes) X(transport) \
+  X(waiter) X(when)
 // clang-format on
 
 // What the binding keeps per interpreter: its own types, the asyncio objects it builds on, names.
@@ -34,6 +36,12 @@ struct ModuleState {
   PyObject* futures_dict = nullptr;
   PyObject* tasks_dict = nullptr;
   PyObject* buffered_protocol_type = nullptr;
+  PyObject* stream_reader_protocol_type = nullptr;
+  PyObject* stream_reader_type = nullptr;
+  // Their methods as they were at import, to notice when a program replaces one.
+  PyObject* original_data_received = nullptr;
+  PyObject* original_feed_data = nullptr;
+  PyObject* original_wakeup_waiter = nullptr;
   PyObject* extract_stack = nullptr;                // asyncio.format_helpers.extract_stack
   PyObject* set_result_unless_cancelled = nullptr;  // asyncio.futures'
   PyObject* base_create_task = nullptr;             // asyncio.BaseEventLoop.create_task

@@ -147,6 +147,7 @@ int StreamTransport::traverse(visitproc visit, void* arg) const {
   Py_VISIT(empty_waiter_.get());
   Py_VISIT(on_data_.get());
   Py_VISIT(get_buffer_.get());
+  Py_VISIT(feed_.protocol());
   return 0;
 }
 
@@ -160,6 +161,7 @@ void StreamTransport::clear() noexcept {
   empty_waiter_.reset();
   on_data_.reset();
   get_buffer_.reset();
+  feed_.detach();
 }
 
 void StreamTransport::hold() noexcept {
@@ -228,6 +230,7 @@ bool StreamTransport::set_protocol(PyObject* protocol) {
   Ref old_on_data = std::move(on_data_);
   Ref old_get_buffer = std::move(get_buffer_);
   Ref old = std::exchange(protocol_, Ref::borrow(protocol));
+  feed_.detach();
   return true;
 }
 
@@ -235,6 +238,10 @@ bool StreamTransport::bind_protocol() {
   ModuleState& state = loop_->state();
   if (!buffered_) {
     on_data_ = Ref::steal(PyObject_GetAttr(protocol_.get(), state.str_data_received));
+    // Streams of a debugging loop go the ordinary way, where every step can be seen.
+    if (on_data_ && !loop_->debug()) {
+      (void)feed_.attach(state, protocol_.get());
+    }
     return static_cast<bool>(on_data_);
   }
   get_buffer_ = Ref::steal(PyObject_GetAttr(protocol_.get(), state.str_get_buffer));
@@ -277,8 +284,12 @@ ReceiveBuffer StreamTransport::receive_buffer() {
   if (buffered_) {
     return protocol_buffer();
   }
-  if (last_read_ < kDirectReadFrom) {
+  // A stream reader's bytes are copied into its buffer in any case.
+  if (feed_.attached()) {
     return {loop_->scratch(), Loop::kScratchSize};
+  }
+  if (last_read_ < kDirectReadFrom) {
+    return {loop_->scratch(), kCopiedReadMax};
   }
   const std::size_t size = socket_->receive_size();
   pending_bytes_ = Ref::steal(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(size)));
@@ -341,10 +352,28 @@ Ref StreamTransport::received_argument(std::size_t count) {
   return Ref::steal(bytes);
 }
 
+bool StreamTransport::feed_reader(std::size_t count) {
+  const char* data = pending_bytes_ ? PyBytes_AS_STRING(pending_bytes_.get()) : loop_->scratch();
+  switch (feed_.feed(loop_->state(), data, count)) {
+    case StreamFeed::Outcome::fed:
+      break;
+    case StreamFeed::Outcome::ordinary:
+      return false;
+    case StreamFeed::Outcome::failed:
+      fatal_error(PendingError::take(), "Fatal error: protocol.data_received() call failed.");
+      break;
+  }
+  pending_bytes_.reset();
+  return true;
+}
+
 void StreamTransport::on_bytes(std::size_t count) {
   if (count == 0) {
     pending_view_.release();
     pending_bytes_.reset();
+    return;
+  }
+  if (feed_.attached() && feed_reader(count)) {
     return;
   }
   // get_buffer() may have exchanged the protocol for one of the other kind: what was read went into
@@ -719,6 +748,7 @@ PyObject* StreamTransport::call_connection_lost(PyObject* exception) {
   Ref old_on_data = std::move(on_data_);
   Ref old_get_buffer = std::move(get_buffer_);
   Ref old_protocol = std::move(protocol_);
+  feed_.detach();
   Ref server = std::move(server_);
   if (server && !detach_from_server(state, server.get(), self_) && !error) {
     error = PendingError::take();

@@ -8,6 +8,7 @@
 #include "binding/py/buffer.h"
 #include "binding/py/python.h"
 #include "binding/py/ref.h"
+#include "binding/stream_feed.h"
 #include "core/net/stream_socket.h"
 
 namespace cpploop {
@@ -111,6 +112,9 @@ class StreamTransport final : public StreamEvents {
  private:
   // A read at least this large makes the next one land in the bytes object itself.
   static constexpr std::size_t kDirectReadFrom = 16 * 1024;
+  // What a read that is copied out may bring: less than the loop's whole buffer, because from here
+  // on a second copy costs more than a larger object.
+  static constexpr std::size_t kCopiedReadMax = 64 * 1024;
   static constexpr std::uint32_t kWarnAfterLostWrites = 5;
 
   [[nodiscard]] bool refuse_write(const char* function, const char* doing);
@@ -120,6 +124,8 @@ class StreamTransport final : public StreamEvents {
   void deliver(PyObject* method, PyObject* argument, const char* failure);
   [[nodiscard]] bool bind_protocol();
   [[nodiscard]] py::Ref received_argument(std::size_t count);
+  // True when the bytes in the scratch buffer went the short way to a stream reader.
+  [[nodiscard]] bool feed_reader(std::size_t count);
   void end_write();
   void call_flow_control(PyObject* name, const char* failure);
   [[nodiscard]] bool schedule_connection_lost(PyObject* exception);
@@ -143,6 +149,7 @@ class StreamTransport final : public StreamEvents {
   py::Ref empty_waiter_;
   py::Ref on_data_;  // protocol.data_received, or buffer_updated of a BufferedProtocol.
   py::Ref get_buffer_;
+  StreamFeed feed_;        // In use while the protocol is asyncio's own for streams.
   py::Ref pending_bytes_;  // What a direct read fills.
   py::BufferView pending_view_;
   LazyAddress local_address_;

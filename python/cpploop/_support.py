@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import warnings
-from asyncio import Future, Handle, constants, format_helpers, selector_events, trsock
+from asyncio import Future, Handle, StreamReader, constants, format_helpers, selector_events, trsock
 from asyncio.log import logger
 from typing import TYPE_CHECKING, Any
 
@@ -100,3 +100,22 @@ def _accept_exhausted(loop: Loop, listener: Listener, sock: socket.socket, exc: 
         }
     )
     loop.call_later(constants.ACCEPT_RETRY_DELAY, listener.resume)
+
+
+def _pause_reader(reader: StreamReader) -> None:
+    """Pause the transport of a reader whose buffer has grown past twice its limit.
+
+    The end of StreamReader.feed_data(), which the native code leaves to here.
+    """
+    private: Any = reader
+    if private._transport is None or private._paused:
+        return
+    if len(private._buffer) <= 2 * private._limit:
+        return
+    try:
+        private._transport.pause_reading()
+    except NotImplementedError:
+        # The transport cannot be paused: all data has to be buffered. Do not try again.
+        private._transport = None
+    else:
+        private._paused = True

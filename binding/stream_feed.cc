@@ -1,0 +1,152 @@
+#include "binding/stream_feed.h"
+
+#include <cstring>
+
+#include "binding/py/weakref.h"
+
+namespace cpploop {
+namespace {
+
+using py::Ref;
+
+[[nodiscard]] PyTypeObject* as_type(PyObject* object) noexcept {
+  return reinterpret_cast<PyTypeObject*>(object);
+}
+
+// Whether an instance has nothing of this name of its own. Errors count as "it has".
+[[nodiscard]] bool lacks_own(PyObject* dict, PyObject* name) {
+  const int found = PyDict_Contains(dict, name);
+  if (found < 0) {
+    PyErr_Clear();
+  }
+  return found == 0;
+}
+
+[[nodiscard]] bool class_has(PyObject* type, PyObject* name, PyObject* original) {
+  Ref current = Ref::steal(PyObject_GetAttr(type, name));
+  if (!current) {
+    PyErr_Clear();
+  }
+  return current.get() == original;
+}
+
+[[nodiscard]] Ref instance_dict(PyObject* object) {
+  Ref dict = Ref::steal(PyObject_GenericGetDict(object, nullptr));
+  if (!dict) {
+    PyErr_Clear();
+  }
+  return dict;
+}
+
+}  // namespace
+
+bool StreamFeed::attach(ModuleState& state, PyObject* protocol) {
+  detach();
+  if (!Py_IS_TYPE(protocol, as_type(state.stream_reader_protocol_type))) {
+    return false;
+  }
+  Ref reference = Ref::steal(PyObject_GetAttr(protocol, state.str__stream_reader_wr));
+  Ref reader = reference ? py::referent(reference.get()) : Ref();
+  Ref protocol_dict = instance_dict(protocol);
+  Ref reader_dict = reader ? instance_dict(reader.get()) : Ref();
+  PyErr_Clear();
+  const bool plain =
+      reader && protocol_dict && reader_dict &&
+      Py_IS_TYPE(reader.get(), as_type(state.stream_reader_type)) &&
+      lacks_own(protocol_dict.get(), state.str_data_received) &&
+      lacks_own(reader_dict.get(), state.str_feed_data) &&
+      lacks_own(reader_dict.get(), state.str__wakeup_waiter) &&
+      class_has(state.stream_reader_protocol_type, state.str_data_received,
+                state.original_data_received) &&
+      class_has(state.stream_reader_type, state.str_feed_data, state.original_feed_data) &&
+      class_has(state.stream_reader_type, state.str__wakeup_waiter, state.original_wakeup_waiter);
+  if (!plain) {
+    return false;
+  }
+  protocol_version_ = as_type(state.stream_reader_protocol_type)->tp_version_tag;
+  reader_version_ = as_type(state.stream_reader_type)->tp_version_tag;
+  // Without a version the classes cannot be watched.
+  if (protocol_version_ == 0 || reader_version_ == 0) {
+    return false;
+  }
+  protocol_ = Ref::borrow(protocol);
+  return true;
+}
+
+void StreamFeed::detach() noexcept { Ref old = std::move(protocol_); }
+
+bool StreamFeed::classes_unchanged(const ModuleState& state) const noexcept {
+  return as_type(state.stream_reader_protocol_type)->tp_version_tag == protocol_version_ &&
+         as_type(state.stream_reader_type)->tp_version_tag == reader_version_;
+}
+
+StreamFeed::Outcome StreamFeed::feed(ModuleState& state, const char* data, std::size_t size) {
+  if (!classes_unchanged(state)) {
+    detach();
+    return Outcome::ordinary;
+  }
+  Ref reference = Ref::steal(PyObject_GetAttr(protocol_.get(), state.str__stream_reader_wr));
+  if (!reference) {
+    PyErr_Clear();
+    return Outcome::ordinary;
+  }
+  Ref reader = py::referent(reference.get());
+  if (!reader) {
+    return Outcome::fed;  // Nobody reads any more: asyncio drops the bytes.
+  }
+  if (!Py_IS_TYPE(reader.get(), as_type(state.stream_reader_type))) {
+    return Outcome::ordinary;
+  }
+  Ref ended = Ref::steal(PyObject_GetAttr(reader.get(), state.str__eof));
+  Ref buffer = Ref::steal(PyObject_GetAttr(reader.get(), state.str__buffer));
+  if (!ended || !buffer || ended.get() != Py_False || !PyByteArray_CheckExact(buffer.get())) {
+    PyErr_Clear();
+    return Outcome::ordinary;
+  }
+  const Py_ssize_t old_size = PyByteArray_GET_SIZE(buffer.get());
+  if (PyByteArray_Resize(buffer.get(), old_size + static_cast<Py_ssize_t>(size)) != 0) {
+    // Exported, or no memory: asyncio's own extend() says which.
+    PyErr_Clear();
+    return Outcome::ordinary;
+  }
+  std::memcpy(PyByteArray_AS_STRING(buffer.get()) + old_size, data, size);
+
+  Ref waiter = Ref::steal(PyObject_GetAttr(reader.get(), state.str__waiter));
+  if (!waiter) {
+    return Outcome::failed;
+  }
+  if (!waiter.is_none()) {
+    if (PyObject_SetAttr(reader.get(), state.str__waiter, Py_None) != 0) {
+      return Outcome::failed;
+    }
+    Ref cancelled = Ref::steal(PyObject_CallMethodNoArgs(waiter.get(), state.str_cancelled));
+    if (!cancelled) {
+      return Outcome::failed;
+    }
+    if (cancelled.get() == Py_False) {
+      Ref result =
+          Ref::steal(PyObject_CallMethodOneArg(waiter.get(), state.str_set_result, Py_None));
+      if (!result) {
+        return Outcome::failed;
+      }
+    }
+  }
+  Ref limit = Ref::steal(PyObject_GetAttr(reader.get(), state.str__limit));
+  const Py_ssize_t limit_bytes = limit ? PyLong_AsSsize_t(limit.get()) : -1;
+  if (limit_bytes == -1 && PyErr_Occurred() != nullptr) {
+    // A limit larger than memory never pauses.
+    if (PyErr_ExceptionMatches(PyExc_OverflowError) == 0) {
+      return Outcome::failed;
+    }
+    PyErr_Clear();
+    return Outcome::fed;
+  }
+  if (PyByteArray_GET_SIZE(buffer.get()) / 2 < limit_bytes) {
+    return Outcome::fed;
+  }
+  Ref paused = Ref::steal(
+      PyObject_CallMethodObjArgs(state.support, state.str__pause_reader, reader.get(), nullptr));
+  return paused ? Outcome::fed : Outcome::failed;
+}
+
+}  // namespace cpploop
