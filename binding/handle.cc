@@ -13,8 +13,7 @@ namespace {
 
 using py::Ref;
 
-// ---- life
-// ----------------------------------------------------------------------------------------
+// ---- life ----
 
 [[nodiscard]] bool keeps_free_list() noexcept {
 #if defined(Py_GIL_DISABLED) || defined(CPPLOOP_SANITIZED)
@@ -42,7 +41,7 @@ struct FreeList {
 }
 
 // A handle with its slots empty, tracked by nobody yet.
-[[nodiscard]] PyObject* allocate(ModuleState& state, PyTypeObject* type, HandleKind kind) noexcept {
+[[nodiscard]] PyObject* allocate(ModuleState& state, PyTypeObject* type, HandleKind kind) {
   PyObject* handle = nullptr;
   const FreeList list = free_list_of(state, kind);
   if (list.count > 0) {
@@ -106,23 +105,25 @@ struct FreeList {
   return handle;
 }
 
+void drop(PyObject*& slot) noexcept { const Ref old = Ref::steal(std::exchange(slot, nullptr)); }
+
 void clear_slots(PyObject* handle) noexcept {
   AsyncioHandle& base = asyncio_part(handle);
   HandlePayload& payload = payload_of(handle);
-  Py_CLEAR(base.args);
-  Py_CLEAR(base.callback);
-  Py_CLEAR(base.cancelled);
-  Py_CLEAR(base.context);
-  Py_CLEAR(base.loop);
-  Py_CLEAR(base.repr);
-  Py_CLEAR(base.source_traceback);
+  drop(base.args);
+  drop(base.callback);
+  drop(base.cancelled);
+  drop(base.context);
+  drop(base.loop);
+  drop(base.repr);
+  drop(base.source_traceback);
   for (PyObject*& arg : payload.inline_args) {
-    Py_CLEAR(arg);
+    drop(arg);
   }
   if (payload.kind == HandleKind::timer) {
     auto* timer = reinterpret_cast<TimerHandleObject*>(handle);
-    Py_CLEAR(timer->scheduled);
-    Py_CLEAR(timer->when);
+    drop(timer->scheduled);
+    drop(timer->when);
   }
 }
 
@@ -156,13 +157,12 @@ int handle_clear(PyObject* handle) noexcept {
   return 0;
 }
 
-void handle_dealloc(PyObject* handle) noexcept {
+// Frees the handle or keeps it for the next one. The loop is what leads to the module's state: it
+// is let go last.
+void free_handle(PyObject* handle) noexcept {
   PyTypeObject* type = Py_TYPE(handle);
-  PyObject_GC_UnTrack(handle);
-  PyObject_ClearWeakRefs(handle);
-  // The loop is what leads to the module's state, so it is let go last.
-  Ref loop = Ref::steal(std::exchange(payload_of(handle).loop, nullptr));
   const HandleKind kind = payload_of(handle).kind;
+  Ref loop = Ref::steal(std::exchange(payload_of(handle).loop, nullptr));
   clear_slots(handle);
   if (keeps_free_list() && loop) {
     ModuleState& state = loop_of(loop.get()).state();
@@ -178,8 +178,16 @@ void handle_dealloc(PyObject* handle) noexcept {
   Py_DECREF(type);
 }
 
-// ---- attributes
-// ----------------------------------------------------------------------------------
+void handle_dealloc(PyObject* handle) {
+  PyObject_GC_UnTrack(handle);
+  // A handle can hold a handle that holds a handle: a long chain must not use up the stack.
+  Py_TRASHCAN_BEGIN(handle, handle_dealloc)
+      py::unless_thread_ends([handle] { PyObject_ClearWeakRefs(handle); });
+  free_handle(handle);
+  Py_TRASHCAN_END
+}
+
+// ---- attributes ----
 
 // asyncio's `_args`: a tuple, or None once the handle was cancelled.
 [[nodiscard]] PyObject* args_tuple(PyObject* handle) {
@@ -371,8 +379,7 @@ PyType_Spec timer_spec = {
     timer_slots,
 };
 
-// ---- asyncio's layout
-// ----------------------------------------------------------------------------
+// ---- asyncio's layout ----
 
 [[nodiscard]] bool slot_is_at(PyObject* type, const char* name, std::size_t offset) {
   Ref descriptor = Ref::steal(PyObject_GetAttrString(type, name));

@@ -79,7 +79,7 @@ class ServerListener final : public ListenerEvents {
     Py_INCREF(self_);
     loop_.note_io(self_);
   }
-  void release() noexcept override { Py_DECREF(self_); }
+  void release() noexcept override { const Ref self = Ref::steal(self_); }
 
   [[nodiscard]] bool on_connection(UniqueFd fd, const os::SocketAddress& peer) override {
     // Each connection has a context of its own, as asyncio's task for each connection gives it one.
@@ -238,7 +238,7 @@ PyObject* listener_new(PyTypeObject* type, PyObject* args, PyObject* keywords) {
     new (object->storage) ServerListener(self.get(), loop);
     object->constructed = true;
     constexpr int kBatchMax = 1024;
-    const auto batch = static_cast<std::uint16_t>(std::clamp(backlog + 1, 1, kBatchMax));
+    const auto batch = static_cast<std::uint16_t>(std::clamp(backlog, 0, kBatchMax - 1) + 1);
     if (!listener_of(self.get()).start(sock, fd, factory, server, tls_accept, context, batch)) {
       return nullptr;
     }

@@ -1,7 +1,5 @@
 #include "binding/loop.h"
 
-#include <cxxabi.h>
-#include <pthread.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -17,26 +15,12 @@ namespace {
 using py::PendingError;
 using py::Ref;
 
-std::atomic<std::uint32_t> g_fork_generation{1};
-
-// fork() makes a child whose loops are the parent's in all but name. Counting in the child costs
-// the loops one load per check, where asking for the process id would cost a system call.
-void count_fork() noexcept { g_fork_generation.fetch_add(1, std::memory_order_relaxed); }
-
-[[maybe_unused]] const int g_fork_hook = pthread_atfork(nullptr, nullptr, count_fork);
-
 [[nodiscard]] bool runtime_is_finalizing() noexcept {
 #if PY_VERSION_HEX >= 0x030D0000
   return Py_IsFinalizing() != 0;
 #else
   return _Py_IsFinalizing() != 0;
 #endif
-}
-
-[[noreturn]] void park() {
-  for (;;) {
-    ::pause();
-  }
 }
 
 [[nodiscard]] PyObject* as_object(Token token) noexcept { return static_cast<PyObject*>(token); }
@@ -57,26 +41,26 @@ std::int64_t deadline_ns_from_seconds(double seconds) noexcept {
   return static_cast<double>(deadline) / 1e9 < seconds ? deadline + 1 : deadline;
 }
 
-std::uint32_t Loop::current_fork_generation() noexcept {
-  return g_fork_generation.load(std::memory_order_relaxed);
-}
-
 Loop::Loop(PyObject* self, ModuleState& state)
-    : self_(self),
+    : module_(Ref::borrow(state.module)),
+      self_(self),
       state_(state),
       engine_(static_cast<Host&>(*this)),
-      fork_generation_(current_fork_generation()) {}
+      fork_generation_(os::fork_generation()) {}
 
 Loop::~Loop() {
   close();
   Py_CLEAR(task_factory);
 }
 
-// ---- running
-// -------------------------------------------------------------------------------------
+// ---- running ----
 
 bool Loop::run() {
   const int error = engine_.run();
+  if (forked()) {
+    // The callback that forked returned in the child: nothing of the parent's is to be touched.
+    return check_open();
+  }
   if (leaving_) {
     PendingError leaving = std::move(leaving_);
     leaving.restore();
@@ -90,19 +74,27 @@ bool Loop::run() {
   return true;
 }
 
-void Loop::about_to_block() noexcept { saved_thread_ = PyEval_SaveThread(); }
+void Loop::about_to_block() noexcept {
+  finalizing_when_blocked_ = runtime_is_finalizing();
+  saved_thread_ = PyEval_SaveThread();
+}
 
 void Loop::woke_up() {
   // While the runtime finalises, a daemon thread must not come back. Python 3.14 parks it here
   // itself; before, it would end the thread in the middle of our frames.
-  if (runtime_is_finalizing()) {
-    park();
+  // The thread that finalises may run a loop itself, in a finaliser.
+  if (runtime_is_finalizing() && !finalizing_when_blocked_) {
+    py::park();
   }
-  try {
-    PyEval_RestoreThread(std::exchange(saved_thread_, nullptr));
-  } catch (const abi::__forced_unwind&) {
-    park();  // It began while we asked.
-  }
+  // It may also begin while we ask.
+  py::unless_thread_ends([this] { PyEval_RestoreThread(std::exchange(saved_thread_, nullptr)); });
+}
+
+void Loop::stayed_busy() {
+  // Callbacks that are all native never meet the interpreter's own checks.
+  wait_interrupted();
+  about_to_block();
+  woke_up();
 }
 
 void Loop::wait_interrupted() {
@@ -119,6 +111,12 @@ void Loop::leave_with(PendingError error) {
     leaving_ = std::move(error);
   }
   engine_.interrupt();
+}
+
+void Loop::raise_leaving() {
+  PendingError error = std::move(leaving_);
+  engine_.take_back_interrupt();
+  error.restore();
 }
 
 void Loop::run(Token token) {
@@ -139,7 +137,7 @@ void Loop::notify(Token token) {
   }
 }
 
-void Loop::drop(Token token) noexcept { Py_DECREF(as_object(token)); }
+void Loop::drop(Token token) noexcept { const Ref handle = Ref::steal(as_object(token)); }
 
 // Debug mode: the handle is named in error reports, and a slow callback is logged.
 void Loop::run_timed(PyObject* handle) {
@@ -165,12 +163,12 @@ void Loop::run_timed(PyObject* handle) {
   }
 }
 
-void Loop::io_begins() noexcept {
+void Loop::io_begins() {
   io_object_.reset();
   io_started_ns_ = monotonic_now_ns();
 }
 
-void Loop::io_ended() noexcept {
+void Loop::io_ended() {
   Ref object = std::move(io_object_);
   if (!object) {
     return;
@@ -218,8 +216,7 @@ void Loop::report(const char* message, PendingError error, PyObject* transport,
   }
 }
 
-// ---- scheduling
-// ----------------------------------------------------------------------------------
+// ---- scheduling ----
 
 bool Loop::queue_handle(PyObject* handle) {
   engine_.push_ready(ReadyEntry::of_token(handle));
@@ -232,9 +229,11 @@ PyObject* Loop::call_soon(PyObject* callback, PyObject* const* args, Py_ssize_t 
   if (!handle) {
     return nullptr;
   }
-  engine_.push_ready(ReadyEntry::of_token(handle.get()));
   // One reference for the queue, one for the caller.
-  return py::new_ref(handle.release());
+  Ref result = handle.dup();
+  locked([&] { engine_.push_ready(ReadyEntry::of_token(handle.get())); });
+  (void)handle.release();
+  return result.release();
 }
 
 PyObject* Loop::call_soon_threadsafe(PyObject* callback, PyObject* const* args,
@@ -247,16 +246,17 @@ PyObject* Loop::call_soon_threadsafe(PyObject* callback, PyObject* const* args,
   if (!handle) {
     return nullptr;
   }
+  // The caller's reference first: once posted, the loop may run and drop its own at once.
+  Ref result = handle.dup();
   if (thread_id_ == PyThread_get_thread_ident()) {
     // The loop's own thread is awake by definition.
     engine_.push_ready(ReadyEntry::of_token(handle.get()));
-  } else {
-    if (!engine_.inbox().post(ReadyEntry::of_token(handle.get()))) {
-      (void)refuse_closed_or_forked();
-      return nullptr;
-    }
+  } else if (!engine_.inbox().post(ReadyEntry::of_token(handle.get()))) {
+    (void)refuse_closed_or_forked();
+    return nullptr;
   }
-  return py::new_ref(handle.release());
+  (void)handle.release();
+  return result.release();
 }
 
 PyObject* Loop::call_at(PyObject* when, PyObject* callback, PyObject* const* args,
@@ -274,9 +274,13 @@ PyObject* Loop::call_at(PyObject* when, PyObject* callback, PyObject* const* arg
   if (!handle) {
     return nullptr;
   }
-  engine_.timers().push(deadline_ns_from_seconds(seconds), handle.get());
-  payload_of(handle.get()).scheduled = true;
-  return py::new_ref(handle.release());
+  Ref result = handle.dup();
+  locked([&] {
+    engine_.timers().push(deadline_ns_from_seconds(seconds), handle.get());
+    payload_of(handle.get()).scheduled = true;
+  });
+  (void)handle.release();
+  return result.release();
 }
 
 bool Loop::schedule(PyObject* callback, PyObject* const* args, Py_ssize_t arg_count,
@@ -309,7 +313,7 @@ bool Loop::schedule(PyObject* callback, PyObject* const* args, Py_ssize_t arg_co
 }
 
 void Loop::timer_cancelled(PyObject* handle) {
-  if (py::kFreeThreaded && thread_id_ != 0 && thread_id_ != PyThread_get_thread_ident()) {
+  if (py::kFreeThreaded && thread_id_ != PyThread_get_thread_ident()) {
     return;  // The heap is the loop thread's; it finds the handle cancelled when it is due.
   }
   HandlePayload& payload = payload_of(handle);
@@ -364,7 +368,8 @@ std::int64_t Loop::now_ns() {
     leave_with_error();
     return 0;
   }
-  return static_cast<std::int64_t>(seconds * 1e9);
+  // Rounded as deadlines are, so that a timer is due exactly when this clock says so.
+  return std::isnan(seconds) ? 0 : deadline_ns_from_seconds(seconds);
 }
 
 bool Loop::check_callback(PyObject* callback, const char* method) {
@@ -375,8 +380,7 @@ bool Loop::check_callback(PyObject* callback, const char* method) {
   return static_cast<bool>(result);
 }
 
-// ---- watchers
-// ------------------------------------------------------------------------------------
+// ---- watchers ----
 
 PyObject* Loop::add_watcher(int fd, Wanted what, PyObject* callback, PyObject* const* args,
                             Py_ssize_t arg_count, PyObject* context) {
@@ -438,8 +442,7 @@ int Loop::remove_watcher(int fd, Wanted what) {
   return cancel_handle(handle.get()) ? 1 : -1;
 }
 
-// ---- transports
-// ----------------------------------------------------------------------------------
+// ---- transports ----
 
 PyObject* Loop::transport_at(int fd) const noexcept {
   return fd >= 0 && static_cast<std::size_t>(fd) < transports_.size()
@@ -468,8 +471,7 @@ char* Loop::scratch() {
   return scratch_.get();
 }
 
-// ---- closing, checks
-// -----------------------------------------------------------------------------
+// ---- closing, checks ----
 
 void Loop::close() {
   if (std::exchange(closed_, true)) {
@@ -534,6 +536,7 @@ int Loop::traverse(visitproc visit, void* arg) {
       visit_one(as_object(entry.token));
     }
   };
+  visit_one(module_.get());
   engine_.ready().for_each(visit_entry);
   engine_.inbox().for_each(visit_entry);
   engine_.timers().for_each([&](Token token, std::int64_t) { visit_one(as_object(token)); });

@@ -3,8 +3,10 @@
 #include <array>
 #include <condition_variable>
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -13,6 +15,7 @@
 #include "binding/py/python.h"
 #include "binding/py/ref.h"
 #include "core/engine.h"
+#include "core/os/process.h"
 
 namespace cpploop {
 
@@ -55,7 +58,7 @@ class Loop final : private Host, private Clock {
 
   // The checks that open every entry point. False with RuntimeError set.
   [[nodiscard]] bool check_open() noexcept {
-    if (closed_ || fork_generation_ != current_fork_generation()) [[unlikely]] {
+    if (closed_ || forked()) [[unlikely]] {
       return refuse_closed_or_forked();
     }
     return true;
@@ -66,10 +69,7 @@ class Loop final : private Host, private Clock {
     }
     return true;
   }
-  [[nodiscard]] bool forked() const noexcept {
-    return fork_generation_ != current_fork_generation();
-  }
-  [[nodiscard]] static std::uint32_t current_fork_generation() noexcept;
+  [[nodiscard]] bool forked() const noexcept { return fork_generation_ != os::fork_generation(); }
 
   // Queues a callback as loop.call_soon(callback, *args, context=context) would, through an
   // override if there is one. False with the Python error set.
@@ -100,6 +100,8 @@ class Loop final : private Host, private Clock {
   // Keeps the error in flight (if any) as the one that leaves run().
   void leave_with_error();
   void leave_with(py::PendingError error);
+  // The exception that was to leave run(), in flight again: for a caller that can raise it itself.
+  void raise_leaving();
   [[nodiscard]] bool leaving() const noexcept { return static_cast<bool>(leaving_); }
 
   // The watchers behind add_reader() and add_writer(). New reference or null.
@@ -158,16 +160,40 @@ class Loop final : private Host, private Clock {
   void about_to_block() noexcept override;
   void woke_up() override;
   void wait_interrupted() override;
-  void io_begins() noexcept override;
-  void io_ended() noexcept override;
+  void io_begins() override;
+  void io_ended() override;
+  void stayed_busy() override;
   // Clock: only when time() is overridden.
   [[nodiscard]] std::int64_t now_ns() override;
 
   void run_timed(PyObject* handle);
+  // A loop that does not run belongs to no thread: on free-threaded builds several may schedule
+  // then.
+  template <typename Body>
+  void locked(Body body) {
+#ifdef Py_GIL_DISABLED
+    std::exception_ptr failure;
+    Py_BEGIN_CRITICAL_SECTION(self_);
+    try {
+      body();
+    } catch (const std::bad_alloc&) {
+      failure = std::current_exception();
+    }
+    Py_END_CRITICAL_SECTION();
+    if (failure) {
+      std::rethrow_exception(failure);
+    }
+#else
+    body();
+#endif
+  }
   [[nodiscard]] bool refuse_closed_or_forked() noexcept;
   [[nodiscard]] bool refuse_wrong_thread() noexcept;
   [[nodiscard]] bool check_callback(PyObject* callback, const char* method);
 
+  // The module whose state everything here uses. First, so that it goes last: a collected type lets
+  // go of its module while instances of it are still being taken apart.
+  py::Ref module_;
   PyObject* self_;  // Borrowed: this lives inside it.
   ModuleState& state_;
   Engine engine_;
@@ -185,6 +211,7 @@ class Loop final : private Host, private Clock {
   std::mutex callback_mutex_;
   std::condition_variable callback_over_;
   std::uint32_t fork_generation_;
+  bool finalizing_when_blocked_ = false;
   bool debug_ = false;
   bool closed_ = false;
 };

@@ -16,8 +16,7 @@ namespace {
 using py::CallArgs;
 using py::Ref;
 
-// ---- arguments
-// -----------------------------------------------------------------------------------
+// ---- arguments ----
 
 // callback, *args and the keyword context, behind `leading` positional parameters.
 struct CallbackCall {
@@ -137,8 +136,7 @@ struct CallbackCall {
   return -1;
 }
 
-// ---- scheduling
-// ----------------------------------------------------------------------------------
+// ---- scheduling ----
 
 PyObject* loop_call_soon(PyObject* self, PyObject* const* values, Py_ssize_t count,
                          PyObject* keywords) {
@@ -337,8 +335,7 @@ PyObject* loop_create_task(PyObject* self, PyObject* const* values, Py_ssize_t c
               : nullptr;
 }
 
-// ---- state
-// ---------------------------------------------------------------------------------------
+// ---- state ----
 
 PyObject* loop_stop(PyObject* self, PyObject*) {
   Loop& loop = loop_of(self);
@@ -388,8 +385,7 @@ PyObject* loop_write_to_self(PyObject* self, PyObject*) {
 
 PyObject* loop_forked(PyObject* self, PyObject*) { return py::boolean(loop_of(self).forked()); }
 
-// ---- readers and writers
-// -------------------------------------------------------------------------
+// ---- readers and writers ----
 
 // add_reader() and _add_reader(): the first refuses descriptors of open transports.
 [[nodiscard]] PyObject* add_watcher(PyObject* self, const CallArgs& args, const char* function,
@@ -541,8 +537,7 @@ PyObject* loop_make_socket_transport(PyObject* self, PyObject* const* values, Py
   });
 }
 
-// ---- attributes
-// ----------------------------------------------------------------------------------
+// ---- attributes ----
 
 PyObject* get_debug_attribute(PyObject* self, void*) { return py::boolean(loop_of(self).debug()); }
 int set_debug_attribute(PyObject* self, PyObject* value, void*) {
@@ -585,8 +580,7 @@ int set_task_factory(PyObject* self, PyObject* value, void*) {
   return 0;
 }
 
-// ---- life
-// ----------------------------------------------------------------------------------------
+// ---- life ----
 
 PyObject* loop_new(PyTypeObject* type, PyObject*, PyObject*) {
   return py::guard([&]() -> PyObject* {
@@ -596,7 +590,16 @@ PyObject* loop_new(PyTypeObject* type, PyObject*, PyObject*) {
     }
     auto* object = reinterpret_cast<LoopObject*>(self.get());
     ModuleState* state = module_state_of(type);
-    new (object->storage) Loop(self.get(), *state);
+    try {
+      new (object->storage) Loop(self.get(), *state);
+    } catch (...) {
+      // Not by its last reference: a __del__ would find a loop that never was.
+      PyObject* half_made = self.release();
+      PyObject_GC_UnTrack(half_made);
+      type->tp_free(half_made);
+      Py_DECREF(type);
+      throw;
+    }
     object->constructed = true;
     loop_of(self.get()).find_overrides();
     return self.release();

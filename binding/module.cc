@@ -102,6 +102,7 @@ PyMethodDef module_methods[] = {
 
 int module_exec(PyObject* module) {
   auto* state = new (PyModule_GetState(module)) ModuleState();
+  state->module = module;
   if (!watch_for_exit() || !intern_names(*state) || !import_asyncio(*state) ||
       !add_handle_types(module, *state) || !add_loop_type(module, *state) ||
       !add_stream_transport_type(module, *state) || !add_listener_type(module, *state)) {

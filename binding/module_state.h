@@ -22,6 +22,8 @@ namespace cpploop {
 
 // What the binding keeps per interpreter: its own types, the asyncio objects it builds on, names.
 struct ModuleState {
+  PyObject* module = nullptr;  // Borrowed: this is its state.
+
   // Own types.
   PyTypeObject* loop_type = nullptr;
   PyTypeObject* handle_type = nullptr;

@@ -16,6 +16,8 @@ using py::Ref;
 
 namespace {
 
+constexpr const char* kWriteReadyFailed = "Exception in callback StreamTransport._write_ready()";
+
 [[nodiscard]] PendingError os_error(int error) {
   errno = error;
   PyErr_SetFromErrno(PyExc_OSError);
@@ -24,8 +26,7 @@ namespace {
 
 }  // namespace
 
-// ---- life
-// ----------------------------------------------------------------------------------------
+// ---- life ----
 
 StreamTransport::StreamTransport(PyObject* self, Loop& loop)
     : self_(self), loop_object_(Ref::borrow(loop.self())), loop_(&loop) {}
@@ -82,7 +83,7 @@ bool StreamTransport::open(UniqueFd fd, const TransportSpec& spec, const os::Soc
   return true;
 }
 
-void StreamTransport::give_back() noexcept {
+void StreamTransport::give_back() {
   if (socket_) {
     (void)socket_->force_close();
     UniqueFd fd = socket_->take_fd();
@@ -92,16 +93,28 @@ void StreamTransport::give_back() noexcept {
     }
   }
   python_socket_.reset();
+  Ref server = std::move(server_);
+  if (server && !detach_from_server(loop_->state(), server.get(), self_)) {
+    PyErr_Clear();
+  }
 }
 
 // The one place where the descriptor is closed. A Python socket that shares it lets go first; if it
 // no longer holds our number, somebody closed it behind our back, the number may be another file's
 // by now, and it is not ours to close.
 void StreamTransport::close_descriptor() noexcept {
+  py::unless_thread_ends([this] { detach_and_close(); });
+}
+
+void StreamTransport::detach_and_close() {
   if (!descriptor_open()) {
     return;
   }
   UniqueFd fd = socket_->take_fd();
+  if (lent_) {
+    // Somebody sends on a duplicate, which would keep the connection up.
+    os::shutdown_both(fd.get());
+  }
   if (python_socket_) {
     PendingError saved = PendingError::take();
     Ref detached =
@@ -126,6 +139,8 @@ void StreamTransport::finalize() {
   if (!warned) {
     PyErr_WriteUnraisable(self_);
   }
+  // What else is in this garbage may still call: it finds the transport closed.
+  (void)socket_->force_close();
   close_descriptor();
   if (server_) {
     Ref server = std::move(server_);
@@ -168,17 +183,16 @@ void StreamTransport::hold() noexcept {
   Py_INCREF(self_);
   loop_->note_io(self_);
 }
-void StreamTransport::release() noexcept { Py_DECREF(self_); }
+void StreamTransport::release() noexcept { const Ref self = Ref::steal(self_); }
 void StreamTransport::drop_owner(WriteQueue::Owner owner) noexcept {
-  Py_DECREF(static_cast<PyObject*>(owner));
+  const Ref bytes = Ref::steal(static_cast<PyObject*>(owner));
 }
 
 Ref StreamTransport::new_context() {
   return context_ ? context_.dup() : Ref::steal(PyContext_CopyCurrent());
 }
 
-// ---- errors
-// --------------------------------------------------------------------------------------
+// ---- errors ----
 
 void StreamTransport::fatal_error(PendingError error, const char* message) {
   if (error.must_leave_loop()) {
@@ -213,8 +227,7 @@ void StreamTransport::log_debug(const char* format) {
   }
 }
 
-// ---- reading
-// -------------------------------------------------------------------------------------
+// ---- reading ----
 
 bool StreamTransport::set_protocol(PyObject* protocol) {
   const int buffered = PyObject_IsInstance(protocol, loop_->state().buffered_protocol_type);
@@ -430,8 +443,7 @@ void StreamTransport::on_receive_error(int error) {
   fatal_error(os_error(error), "Fatal read error on socket transport");
 }
 
-// ---- writing
-// -------------------------------------------------------------------------------------
+// ---- writing ----
 
 bool StreamTransport::refuse_write(const char* function, const char* doing) {
   if (socket_->eof_written()) {
@@ -487,7 +499,9 @@ PyObject* StreamTransport::write(PyObject* data) {
   } else {
     // A view with gaps: its bytes, in order.
     PyErr_Clear();
-    copied = Ref::steal(PyObject_CallMethodNoArgs(data, loop_->state().str_tobytes));
+    Ref plain = Ref::steal(PyMemoryView_FromObject(data));
+    copied = plain ? Ref::steal(PyObject_CallMethodNoArgs(plain.get(), loop_->state().str_tobytes))
+                   : Ref();
     if (!copied) {
       return nullptr;
     }
@@ -503,6 +517,11 @@ PyObject* StreamTransport::write(PyObject* data) {
   const std::size_t sent = socket_->begin_write(bytes, size);
   if (sent == size) {
     return py::none();
+  }
+  if (loop_->closed()) {
+    // Nobody is left to send the rest.
+    (void)loop_->check_open();
+    return nullptr;
   }
   if (exact) {
     queue_object(data, sent);
@@ -532,16 +551,17 @@ PyObject* StreamTransport::writelines(PyObject* list) {
   if (refuse_write(kName, kName)) {
     return nullptr;
   }
-  Ref sequence = Ref::steal(PySequence_Fast(list, "can only join an iterable"));
+  // A tuple of our own: looking at a piece may run code that changes the caller's list.
+  Ref sequence = Ref::steal(PySequence_Tuple(list));
   if (!sequence) {
     return nullptr;
   }
   // All of them are looked at before the first is queued: a bad one leaves nothing half-written.
-  const Py_ssize_t count = PySequence_Fast_GET_SIZE(sequence.get());
+  const Py_ssize_t count = PyTuple_GET_SIZE(sequence.get());
   std::vector<Ref> parts;
   parts.reserve(static_cast<std::size_t>(count));
   for (Py_ssize_t i = 0; i < count; ++i) {
-    Ref item = Ref::borrow(PySequence_Fast_GET_ITEM(sequence.get(), i));
+    Ref item = Ref::borrow(PyTuple_GET_ITEM(sequence.get(), i));
     if (!PyBytes_CheckExact(item.get())) {
       Ref view = Ref::steal(PyMemoryView_FromObject(item.get()));
       item = view ? Ref::steal(PyObject_CallMethodNoArgs(view.get(), loop_->state().str_tobytes))
@@ -561,12 +581,18 @@ PyObject* StreamTransport::writelines(PyObject* list) {
   if (socket_->lost_count() != 0) {
     return count_lost_write();
   }
+  if (loop_->closed()) {
+    (void)loop_->check_open();
+    return nullptr;
+  }
+  const bool waited = socket_->waits_for_kernel();
   const bool send_now = socket_->sends_at_once();
   for (const Ref& part : parts) {
     queue_object(part.get(), 0);
   }
   if (send_now) {
     socket_->flush();
+    note_wait(waited);
   } else {
     end_write();
   }
@@ -592,7 +618,8 @@ void StreamTransport::on_send_error(int error) {
     Ref result = Ref::steal(
         PyObject_CallMethodOneArg(waiter.get(), state.str_set_exception, exception.get()));
     if (!result) {
-      loop_->leave_with_error();
+      // Cancelled meanwhile, say.
+      loop_->report(kWriteReadyFailed, PendingError::take(), nullptr, nullptr);
     }
   }
 }
@@ -614,6 +641,10 @@ void StreamTransport::on_pause_writing() {
 void StreamTransport::end_write() {
   const bool waited = socket_->waits_for_kernel();
   socket_->end_write();
+  note_wait(waited);
+}
+
+void StreamTransport::note_wait(bool waited) {
   if (!waited && socket_->waits_for_kernel()) {
     write_context_ = new_context();
     if (!write_context_) {
@@ -633,7 +664,7 @@ void StreamTransport::on_drained() {
     Ref result =
         Ref::steal(PyObject_CallMethodOneArg(waiter.get(), loop_->state().str_set_result, Py_None));
     if (!result) {
-      loop_->leave_with_error();
+      loop_->report(kWriteReadyFailed, PendingError::take(), nullptr, nullptr);
     }
   }
 }
@@ -696,8 +727,7 @@ PyObject* StreamTransport::get_limits() {
                        static_cast<Py_ssize_t>(socket_->high_water()));
 }
 
-// ---- closing
-// -------------------------------------------------------------------------------------
+// ---- closing ----
 
 bool StreamTransport::schedule_connection_lost(PyObject* exception) {
   ModuleState& state = loop_->state();
@@ -790,8 +820,7 @@ PyObject* StreamTransport::make_empty_waiter() {
   return waiter.release();
 }
 
-// ---- information
-// ---------------------------------------------------------------------------------
+// ---- information ----
 
 // The Python socket behind the transport; made only when somebody asks for it.
 PyObject* StreamTransport::python_socket() {
@@ -805,6 +834,7 @@ PyObject* StreamTransport::python_socket() {
 }
 
 PyObject* StreamTransport::extra_dict() {
+  socket_->flush();
   ModuleState& state = loop_->state();
   PyObject*& extra = reinterpret_cast<AsyncioTransport*>(self_)->extra;
   if (extra == nullptr) {
@@ -836,6 +866,10 @@ PyObject* StreamTransport::extra_dict() {
 
 PyObject* StreamTransport::get_extra_info(PyObject* name, PyObject* fallback) {
   ModuleState& state = loop_->state();
+  if (PyUnicode_Check(name) && PyUnicode_Compare(name, state.str_socket) == 0) {
+    // Whoever asks may send on it, behind what was written before.
+    socket_->flush();
+  }
   PyObject* extra = reinterpret_cast<AsyncioTransport*>(self_)->extra;
   if (extra != nullptr) {
     PyObject* value = PyDict_GetItemWithError(extra, name);
@@ -856,15 +890,13 @@ PyObject* StreamTransport::get_extra_info(PyObject* name, PyObject* fallback) {
     return local_address_.object();
   }
   if (PyUnicode_Compare(name, state.str_socket) == 0) {
-    socket_->flush();
     Ref complete = Ref::steal(extra_dict());
     return complete ? py::new_ref(PyDict_GetItemWithError(complete.get(), name)) : nullptr;
   }
   return py::new_ref(fallback);
 }
 
-// ---- making one
-// ----------------------------------------------------------------------------------
+// ---- making one ----
 
 bool ensure_no_transport(Loop& loop, int fd, PyObject* object) {
   PyObject* transport = loop.transport_at(fd);

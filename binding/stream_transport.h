@@ -55,7 +55,7 @@ class StreamTransport final : public StreamEvents {
   // Takes over `fd`. False with the Python error set.
   [[nodiscard]] bool open(UniqueFd fd, const TransportSpec& spec, const os::SocketAddress* peer);
   // Gives an adopted descriptor back to its Python socket, when open() failed half-way.
-  void give_back() noexcept;
+  void give_back();
 
   [[nodiscard]] Loop& loop() noexcept { return *loop_; }
   [[nodiscard]] StreamSocket& socket() noexcept { return *socket_; }
@@ -130,6 +130,8 @@ class StreamTransport final : public StreamEvents {
   void call_flow_control(PyObject* name, const char* failure);
   [[nodiscard]] bool schedule_connection_lost(PyObject* exception);
   void close_descriptor() noexcept;
+  void detach_and_close();
+  void note_wait(bool waited);
   void log_debug(const char* format);
   [[nodiscard]] py::Ref new_context();
 

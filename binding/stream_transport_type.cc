@@ -34,7 +34,21 @@ template <typename Body>
 [[nodiscard]] PyObject* with_transport(PyObject* self, Body body) {
   return py::guard([&]() -> PyObject* {
     StreamTransport* transport = usable(self);
-    return transport == nullptr ? nullptr : body(*transport);
+    if (transport == nullptr) {
+      return nullptr;
+    }
+    Loop& loop = transport->loop();
+    const bool was_leaving = loop.leaving();
+    PyObject* result = body(*transport);
+    if (!was_leaving && loop.leaving()) [[unlikely]] {
+      // What a protocol raised inside this very call (KeyboardInterrupt in pause_writing(), say) is
+      // the caller's to see first.
+      const Ref dropped = Ref::steal(result);
+      PyErr_Clear();
+      loop.raise_leaving();
+      return nullptr;
+    }
+    return result;
   });
 }
 
@@ -161,8 +175,6 @@ PyObject* transport_reset_empty_waiter(PyObject* self, PyObject*) {
 PyObject* transport_lend(PyObject* self, PyObject* lent) {
   return with_transport(self, [&](StreamTransport& t) -> PyObject* {
     t.lend(lent == Py_True);
-    // The kernel knows a descriptor once: our own interest must be gone before another's comes.
-    t.loop().engine().backend().apply_changes();
     return py::none();
   });
 }
@@ -183,8 +195,7 @@ PyObject* transport_repr(PyObject* self) {
                               socket.queued_bytes());
 }
 
-// ---- attributes that asyncio's own code reads
-// ----------------------------------------------------
+// ---- attributes that asyncio's own code reads ----
 
 PyObject* get_extra(PyObject* self, void*) {
   return with_transport(self, [](StreamTransport& t) { return t.extra_dict(); });
@@ -195,6 +206,7 @@ PyObject* get_loop(PyObject* self, void*) {
 }
 PyObject* get_sock(PyObject* self, void*) {
   return with_transport(self, [](StreamTransport& t) -> PyObject* {
+    t.socket().flush();
     return t.descriptor_open() ? t.python_socket() : py::none();
   });
 }
@@ -208,9 +220,12 @@ PyObject* get_server(PyObject* self, void*) {
 PyObject* get_protocol(PyObject* self, void*) { return transport_get_protocol(self, nullptr); }
 int set_protocol(PyObject* self, PyObject* value, void*) {
   return py::guard_int([&] {
-    return value != nullptr && transport_of(self).opened() && transport_of(self).set_protocol(value)
-               ? 0
-               : -1;
+    if (value == nullptr) {
+      PyErr_SetString(PyExc_TypeError, "a transport's protocol cannot be deleted");
+      return -1;
+    }
+    StreamTransport* transport = usable(self);
+    return transport != nullptr && transport->set_protocol(value) ? 0 : -1;
   });
 }
 PyObject* get_closing(PyObject* self, void*) { return transport_is_closing(self, nullptr); }
@@ -237,8 +252,7 @@ PyObject* get_low_water(PyObject* self, void*) {
       self, [](StreamTransport& t) { return PyLong_FromSize_t(t.socket().low_water()); });
 }
 
-// ---- life
-// ----------------------------------------------------------------------------------------
+// ---- life ----
 
 int transport_traverse(PyObject* self, visitproc visit, void* arg) {
   auto* object = reinterpret_cast<StreamTransportObject*>(self);

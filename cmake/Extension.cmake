@@ -26,6 +26,10 @@ target_compile_definitions(_native PRIVATE
   "CPPLOOP_BUILD_TYPE=\"$<CONFIG>\""
   "CPPLOOP_SANITIZERS=\"${CPPLOOP_SANITIZE}\""
   "CPPLOOP_LTO=$<BOOL:${CPPLOOP_LTO_USED}>")
+if(CPPLOOP_SANITIZE)
+  # Free lists would hide a use after free from the sanitizer.
+  target_compile_definitions(_native PRIVATE CPPLOOP_SANITIZED)
+endif()
 cpploop_enable_lto(_native)
 if(CPPLOOP_STATIC_LIBSTDCXX)
   target_link_options(_native PRIVATE -static-libstdc++ -static-libgcc)

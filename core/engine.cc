@@ -32,7 +32,7 @@ int Engine::run() {
   int error = 0;
   do {
     error = turn();
-  } while (error == 0 && !interrupted_ && !stopping_);
+  } while (error == 0 && !interrupted_ && !stopping_ && fork_generation_ == os::fork_generation());
   return error;
 }
 
@@ -41,6 +41,13 @@ int Engine::run() {
 // for the next turn.
 int Engine::turn() {
   ++turns_;
+  if (++busy_turns_ > kBusyTurnsMax) {
+    busy_turns_ = 0;
+    host_.stayed_busy();
+    if (interrupted_) {
+      return 0;
+    }
+  }
   if (inbox_->has_posts()) {
     inbox_->drain_into(ready_);
   }
@@ -66,6 +73,7 @@ int Engine::poll() {
   }
   IoResult result;
   if (limit_ns != 0 && inbox_->arm()) {
+    busy_turns_ = 0;
     host_.about_to_block();
     result = backend_->wait(limit_ns);
     host_.woke_up();
@@ -150,7 +158,9 @@ void Engine::queue_due_timers() {
 }
 
 void Engine::run_ready() {
-  for (std::size_t count = ready_.size(); count > 0 && !interrupted_; --count) {
+  // A callback that forks and returns in the child ends it there, too.
+  for (std::size_t count = ready_.size();
+       count > 0 && !interrupted_ && fork_generation_ == os::fork_generation(); --count) {
     // Closing the loop from within is refused, but a fork's child may find the queue emptied.
     if (ready_.empty()) {
       return;

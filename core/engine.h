@@ -7,6 +7,7 @@
 #include "core/backend/backend.h"
 #include "core/net/readiness_watchers.h"
 #include "core/os/clock.h"
+#include "core/os/process.h"
 #include "core/sched/ready_queue.h"
 #include "core/sched/timer_heap.h"
 #include "core/sched/wakeup_inbox.h"
@@ -33,8 +34,10 @@ class Host {
   // A signal ended the wait.
   virtual void wait_interrupted() = 0;
   // Bracket the delivery of an I/O event while callbacks are being timed.
-  virtual void io_begins() noexcept = 0;
-  virtual void io_ended() noexcept = 0;
+  virtual void io_begins() = 0;
+  virtual void io_ended() = 0;
+  // Many turns went by without a wait: time to look at signals and to let other threads in.
+  virtual void stayed_busy() = 0;
 
  protected:
   ~Host() = default;
@@ -78,6 +81,8 @@ class Engine {
   void set_stopping(bool stopping) noexcept { stopping_ = stopping; }
   // An exception has to leave run(): nothing more is run; what is queued stays for the next run().
   void interrupt() noexcept { interrupted_ = true; }
+  // The exception found another way out.
+  void take_back_interrupt() noexcept { interrupted_ = false; }
 
   // Another source of time than the monotonic clock; null for that one.
   void set_clock(Clock* clock) noexcept { clock_ = clock; }
@@ -107,6 +112,7 @@ class Engine {
   [[nodiscard]] std::uint64_t turns() const noexcept { return turns_; }
 
  private:
+  static constexpr std::uint32_t kBusyTurnsMax = 128;
   static constexpr std::int64_t kLongestWaitNs = 24LL * 3600 * kNanosecondsPerSecond;
 
   void discard_cancelled_timers();
@@ -128,6 +134,8 @@ class Engine {
   std::vector<StreamSocket*> flush_list_;
   std::uint64_t callback_serial_ = 1;
   std::uint64_t turns_ = 0;
+  std::uint32_t busy_turns_ = 0;  // Since the last wait.
+  const std::uint32_t fork_generation_ = os::fork_generation();
   bool in_callback_ = false;
   bool stopping_ = false;
   bool interrupted_ = false;

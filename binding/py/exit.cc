@@ -4,6 +4,12 @@
 
 namespace cpploop::py {
 
+void park() noexcept {
+  for (;;) {
+    ::pause();
+  }
+}
+
 void park_if_thread_is_ending() {
 #if PY_VERSION_HEX < 0x030E0000
 #if PY_VERSION_HEX >= 0x030D0000
@@ -12,9 +18,7 @@ void park_if_thread_is_ending() {
   const bool detached = _PyThreadState_UncheckedGet() == nullptr;
 #endif
   if (detached) {
-    for (;;) {
-      ::pause();
-    }
+    park();
   }
 #endif
 }

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cxxabi.h>
+
 #include <atomic>
 #include <cstring>
 #include <utility>
@@ -16,6 +18,18 @@ inline std::atomic<bool> g_process_exiting{false};
 // an interpreter to run in. They call this first, and the thread stops here for good, which is what
 // Python 3.14 does itself.
 void park_if_thread_is_ending();
+[[noreturn]] void park() noexcept;
+
+// Runs code that may call Python where no exception may pass: a thread that is ended in there
+// parks, too.
+template <typename Body>
+void unless_thread_ends(Body body) noexcept {
+  try {
+    body();
+  } catch (const abi::__forced_unwind&) {
+    park();
+  }
+}
 
 inline void before_release() {
   if (g_process_exiting.load(std::memory_order_relaxed)) [[unlikely]] {
@@ -31,8 +45,7 @@ class Ref {
   Ref(Ref&& other) noexcept : object_(other.release()) {}
   Ref& operator=(Ref&& other) noexcept {
     // The old object goes last: its end may run code that looks at this reference.
-    PyObject* old = std::exchange(object_, other.release());
-    Py_XDECREF(old);
+    const Ref old(std::exchange(object_, other.release()));
     return *this;
   }
   Ref(const Ref&) = delete;
@@ -40,7 +53,7 @@ class Ref {
   ~Ref() {
     if (object_ != nullptr) {
       before_release();
-      Py_DECREF(object_);
+      unless_thread_ends([this] { Py_DECREF(object_); });
     }
   }
 
@@ -57,7 +70,7 @@ class Ref {
   [[nodiscard]] PyObject* release() noexcept { return std::exchange(object_, nullptr); }
   [[nodiscard]] explicit operator bool() const noexcept { return object_ != nullptr; }
   [[nodiscard]] bool is_none() const noexcept { return object_ == Py_None; }
-  void reset() noexcept { Py_CLEAR(object_); }
+  void reset() noexcept { const Ref old(std::exchange(object_, nullptr)); }
 
  private:
   explicit Ref(PyObject* object) noexcept : object_(object) {}

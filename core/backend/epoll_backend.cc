@@ -75,7 +75,8 @@ void EpollBackend::note_change(Channel& channel) noexcept {
 }
 
 int EpollBackend::change_now(Channel& channel) noexcept {
-  if (abandoned_ || (channel.wanted == 0 && channel.registered == 0)) {
+  if (abandoned_ || generation_ != os::fork_generation() ||
+      (channel.wanted == 0 && channel.registered == 0)) {
     return 0;
   }
   const std::uint32_t mask = epoll_mask(channel.wanted);

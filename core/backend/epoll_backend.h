@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/backend/backend.h"
+#include "core/os/process.h"
 #include "core/os/unique_fd.h"
 
 namespace cpploop {
@@ -36,6 +37,8 @@ class EpollBackend final : public Backend {
   static constexpr int kEventsPerWait = 512;
 
   UniqueFd epoll_fd_;
+  // A forked child shares the kernel's set with its parent and must leave it alone.
+  const std::uint32_t generation_ = os::fork_generation();
   std::vector<epoll_event> events_;
   int event_count_ = 0;
   bool woken_ = false;

@@ -98,6 +98,8 @@ IoResult shutdown_write(int fd) noexcept {
   return once([&] { return ::shutdown(fd, SHUT_WR); });
 }
 
+void shutdown_both(int fd) noexcept { (void)::shutdown(fd, SHUT_RDWR); }
+
 IoResult accept(int fd, SocketAddress& peer) noexcept {
   return retry_on_interrupt([&] {
     peer.length = sizeof(peer.storage);

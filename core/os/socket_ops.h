@@ -33,6 +33,7 @@ void close_fd(int fd) noexcept;
 [[nodiscard]] IoResult send(int fd, const void* data, std::size_t size) noexcept;
 [[nodiscard]] IoResult send_vector(int fd, const iovec* parts, std::size_t count) noexcept;
 [[nodiscard]] IoResult shutdown_write(int fd) noexcept;
+void shutdown_both(int fd) noexcept;
 
 // The new descriptor is non-blocking and close-on-exec; `value` is its number.
 [[nodiscard]] IoResult accept(int fd, SocketAddress& peer) noexcept;

@@ -163,7 +163,8 @@ class Loop(_native.Loop, ResolvingLoop):
         self._internal_fds -= 1
         if self._ssock is None or self._csock is None:
             return
-        self._remove_reader(self._ssock.fileno())
+        if not self._forked():
+            self._remove_reader(self._ssock.fileno())
         self._ssock.close()
         self._ssock = None
         self._csock.close()
@@ -268,12 +269,17 @@ class Loop(_native.Loop, ResolvingLoop):
         resume_reading = transp.is_reading()
         transp.pause_reading()
         await transp._make_empty_waiter()
+        # A duplicate, because the kernel's epoll knows a descriptor once: waiting for this one and
+        # the transport's own reading must not get into each other's way.
+        sock = transp._sock.dup()
+        sock.setblocking(False)
         transp._lend(True)
         try:
-            return await self.sock_sendfile(transp._sock, file, offset, count, fallback=False)
+            return await self.sock_sendfile(sock, file, offset, count, fallback=False)
         finally:
-            transp._reset_empty_waiter()
             transp._lend(False)
+            sock.close()
+            transp._reset_empty_waiter()
             if resume_reading:
                 transp.resume_reading()
 

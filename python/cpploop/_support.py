@@ -80,7 +80,10 @@ def _fail_empty_waiter(waiter: Future[None]) -> None:
 def _socket_from(fd: int) -> socket.socket:
     """A socket object for a descriptor, or a closed one for -1."""
     if fd >= 0:
-        return socket.socket(fileno=fd)
+        sock = socket.socket(fileno=fd)
+        # It is so already; the object has to know.
+        sock.setblocking(False)
+        return sock
     sock = socket.socket()
     sock.close()
     return sock

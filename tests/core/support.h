@@ -107,12 +107,14 @@ class TestHost final : public Host {
   }
   void io_begins() noexcept override { ++io_begun; }
   void io_ended() noexcept override { ++io_over; }
+  void stayed_busy() noexcept override { ++busy; }
 
   int blocks = 0;
   int wakes = 0;
   int interruptions = 0;
   int io_begun = 0;
   int io_over = 0;
+  int busy = 0;
   std::function<void()> on_interrupted{};
   std::function<void(Callback*)> on_drop{};
 

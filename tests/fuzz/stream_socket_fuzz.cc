@@ -40,6 +40,7 @@ class FuzzHost final : public Host {
   void wait_interrupted() override {}
   void io_begins() noexcept override {}
   void io_ended() noexcept override {}
+  void stayed_busy() noexcept override {}
 };
 
 class Target final : public StreamEvents {
