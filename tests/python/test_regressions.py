@@ -1,0 +1,285 @@
+"""Bugs that once were, each with the program that showed it. On asyncio and on cpploop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from typing import Any
+
+import pytest
+import support
+from support import Env, recv_exactly, turns
+
+
+def script(loop_name: str, source: str, **options: Any) -> str:
+    result = support.run_script(source, loop=loop_name, **options)
+    return result.stdout
+
+
+@pytest.mark.parametrize("allocator", ["default", "debug"])
+def test_a_timer_that_outlives_the_module(loop_name: str, allocator: str) -> None:
+    """A handle still referred to when the interpreter takes modules apart: its memory and its
+    module's must go in the right order."""
+    source = """
+    import asyncio
+
+    class Client:
+        def __init__(self):
+            self.loop = asyncio.get_running_loop()
+            self.timer = self.loop.call_later(100, self.tick)
+            self.soon = self.loop.call_soon_threadsafe(self.tick)
+
+        def tick(self):
+            pass
+
+    async def main():
+        global client
+        client = Client()
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main())
+    print("done")
+    """
+    assert script(loop_name, source, env={"PYTHONMALLOC": allocator}) == "done\n"
+
+
+def test_a_loop_that_runs_in_a_finaliser_at_exit(loop_name: str) -> None:
+    """The thread that finalises the interpreter may wait in a loop; only others must not return."""
+    source = """
+    import asyncio
+
+    class Resource:
+        def __init__(self):
+            self.loop = factory()
+            self.sleep = asyncio.sleep
+
+        def __del__(self):
+            self.loop.run_until_complete(self.sleep(0.02))
+            self.loop.close()
+            print("closed")
+
+    resource = Resource()
+    """
+    # A free-threaded build does not come to finalise the object at all.
+    assert script(loop_name, source) == script("asyncio", source)
+
+
+def test_a_daemon_thread_that_ends_inside_a_finaliser(loop_name: str) -> None:
+    source = """
+    import threading, time
+
+    class Slow:
+        def __del__(self):
+            while True:
+                time.sleep(0.001)
+
+    def run():
+        loop = factory()
+        loop.call_soon(lambda slow: None, Slow())
+        loop.run_forever()
+
+    threading.Thread(target=run, daemon=True).start()
+    time.sleep(0.2)
+    print("main ends")
+    """
+    assert script(loop_name, source) == "main ends\n"
+
+
+def test_a_long_chain_of_handles(loop_name: str) -> None:
+    """Freeing one frees the next: that must not use up the stack."""
+    source = """
+    loop = factory()
+    handle = None
+    for number in range(200_000):
+        handle = loop.call_later(10_000 + number, print, handle)
+    loop.close()
+    del handle
+    print("survived")
+    """
+    assert script(loop_name, source) == "survived\n"
+
+
+def test_a_native_callback_that_queues_itself_does_not_shut_out_signals(loop_name: str) -> None:
+    source = """
+    import functools, os, signal, threading, time
+
+    def interrupt():
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    loop = factory()
+    # A callable without a line of Python in it that queues itself.
+    again = functools.partial(loop.call_soon)
+    again.__setstate__((loop.call_soon, (again,), {}, None))
+    loop.call_soon(again)
+    threading.Thread(target=interrupt).start()
+    try:
+        loop.run_forever()
+    except KeyboardInterrupt:
+        print("interrupted")
+    """
+    assert script(loop_name, source, timeout=20) == "interrupted\n"
+
+
+def test_a_cancelled_sendfile_does_not_end_the_loop(loop_factory: support.LoopFactory) -> None:
+    async def main(env: Env) -> None:
+        reports: list[Any] = []
+        env.loop.set_exception_handler(lambda _, context: reports.append(context))
+        rec = support.Recorder()
+        with support.short_directory() as path:
+            (path / "file").write_bytes(b"y" * 10)
+            with open(path / "file", "rb") as file:
+                async with support.transport_pair(rec) as (transport, peer):
+                    filled = await support.fill(transport)
+                    sending = asyncio.ensure_future(env.loop.sendfile(transport, file))
+                    await turns(2)
+                    sending.cancel()
+                    await turns(2)
+                    await recv_exactly(peer, filled)
+                    await turns(5)
+        env.loop.set_exception_handler(None)
+        assert all("invalid state" in repr(c.get("exception")).lower() for c in reports)
+
+    support.run(loop_factory, main)
+
+
+def test_reading_resumed_during_sendfile(loop_factory: support.LoopFactory) -> None:
+    """Both wait for the same connection: neither must take the other's events."""
+
+    async def main(env: Env) -> None:
+        rec = support.Recorder()
+        size = 3_000_000
+        with support.short_directory() as path:
+            (path / "file").write_bytes(bytes(size))
+            with open(path / "file", "rb") as file:
+                async with support.transport_pair(rec) as (transport, peer):
+                    sending = asyncio.ensure_future(env.loop.sendfile(transport, file))
+                    await turns(5)
+                    transport.resume_reading()
+                    peer.send(b"while it sends")
+                    await rec.until("data_received")
+                    assert len(await recv_exactly(peer, size)) == size
+                    assert await sending == size
+
+    support.run(loop_factory, main)
+
+
+def test_sendfile_of_an_accepted_connection_in_debug_mode(
+    loop_factory: support.LoopFactory,
+) -> None:
+    async def main(env: Env) -> None:
+        sent: asyncio.Future[int] = env.loop.create_future()
+        with support.short_directory() as path:
+            (path / "file").write_bytes(b"z" * 100)
+
+            class Sender(asyncio.Protocol):
+                def connection_made(self, transport: Any) -> None:
+                    task = asyncio.ensure_future(self.send(transport))
+                    task.add_done_callback(lambda done: sent.set_result(done.result()))
+
+                async def send(self, transport: Any) -> int:
+                    with open(path / "file", "rb") as file:
+                        result = await env.loop.sendfile(transport, file, fallback=False)
+                    transport.close()
+                    return result
+
+            server = await env.loop.create_server(Sender, "127.0.0.1", 0)
+            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            assert await reader.read() == b"z" * 100
+            assert await sent == 100
+            writer.close()
+            await writer.wait_closed()
+            server.close()
+            await server.wait_closed()
+
+    support.run(loop_factory, main, debug=True)
+
+
+def test_a_timer_that_is_due_exactly_now(loop_name: str) -> None:
+    """With a clock that stands still the deadline and the time must round alike."""
+    plain = support.factory(loop_name)()
+    plain.close()
+    base: Any = type(plain)
+
+    class Standing(base):  # type: ignore[misc]
+        now = 0.1 + 0.2
+
+        def time(self) -> float:
+            return self.now
+
+    loop = Standing()
+    try:
+        fired: list[int] = []
+        loop.call_later(0, fired.append, 1)
+        for _ in range(5):
+            loop.run_until_complete(asyncio.sleep(0))
+        assert fired == [1]
+    finally:
+        loop.close()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="__buffer__ is new in 3.12")
+def test_writelines_of_a_list_that_changes_meanwhile(loop_factory: support.LoopFactory) -> None:
+    async def main(env: Env) -> None:
+        pieces: list[Any] = []
+
+        class Evil(bytearray):
+            def __buffer__(self, flags: int) -> memoryview:
+                pieces.clear()
+                return memoryview(b"abc")
+
+        pieces.append(Evil(b"x"))
+        pieces.extend(bytes([number % 256]) * 300 for number in range(3000))
+        rec = support.Recorder()
+        async with support.transport_pair(rec) as (transport, peer):
+            transport.writelines(pieces)
+            transport.write(b"end")
+            assert (await recv_exactly(peer, 6))[:3] == b"abc"
+
+    support.run(support.factory("cpploop"), main)
+
+
+def test_the_socket_sends_behind_what_was_written(loop_factory: support.LoopFactory) -> None:
+    """get_extra_info('socket') sends what was gathered, each time it is asked."""
+
+    async def main(env: Env) -> None:
+        rec = support.Recorder()
+        async with support.transport_pair(rec) as (transport, peer):
+            transport.get_extra_info("socket")
+            done = env.loop.create_future()
+
+            def write() -> None:
+                transport.write(b"1")
+                transport.write(b"2")
+                os.write(transport.get_extra_info("socket").fileno(), b"3")
+                done.set_result(None)
+
+            env.loop.call_soon(write)
+            await done
+            assert await recv_exactly(peer, 3) == b"123"
+
+    support.run(loop_factory, main)
+
+
+def test_an_interrupt_in_pause_writing_is_raised_by_write(
+    loop_factory: support.LoopFactory,
+) -> None:
+    async def main(env: Env) -> None:
+        class Interrupting(support.Recorder):
+            def pause_writing(self) -> None:
+                raise KeyboardInterrupt
+
+        rec = Interrupting()
+        async with support.transport_pair(rec) as (transport, _):
+            seen = False
+            try:
+                for _ in range(200):
+                    transport.write(bytes(1 << 20))
+            except KeyboardInterrupt:
+                seen = True
+            assert seen
+            transport.abort()
+            await rec.until("connection_lost")
+
+    support.run(loop_factory, main)
