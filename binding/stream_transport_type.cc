@@ -10,7 +10,6 @@
 namespace cpploop {
 namespace {
 
-using py::CallArgs;
 using py::Ref;
 
 // The transport, if it may be used from here. Null with the Python error set: on free-threaded
