@@ -1,7 +1,5 @@
 #pragma once
 
-#include <cxxabi.h>
-
 #include <cerrno>
 #include <exception>
 #include <new>
@@ -15,10 +13,6 @@ namespace cpploop::py {
 inline void set_error_from_cpp() {
   try {
     throw;
-  } catch (const abi::__forced_unwind&) {
-    // Below Python 3.14 a thread that wants the interpreter while it finalises is ended by
-    // pthread_exit(), which unwinds through here and must not be stopped.
-    throw;
   } catch (const std::bad_alloc&) {
     PyErr_NoMemory();
   } catch (const std::system_error& error) {
@@ -27,6 +21,8 @@ inline void set_error_from_cpp() {
   } catch (const std::exception& error) {
     PyErr_SetString(PyExc_SystemError, error.what());
   }
+  // Not all: below Python 3.14 a thread that wants the interpreter while it finalises is ended by
+  // pthread_exit(), which unwinds through here and must not be stopped.
 }
 
 // The body of every entry point that can meet a C++ exception.

@@ -1,9 +1,8 @@
 #pragma once
 
-#include <cxxabi.h>
-
 #include <atomic>
 #include <cstring>
+#include <exception>
 #include <utility>
 
 #include "binding/py/python.h"
@@ -26,8 +25,13 @@ template <typename Body>
 void unless_thread_ends(Body body) noexcept {
   try {
     body();
-  } catch (const abi::__forced_unwind&) {
-    park();
+  } catch (...) {
+    // The unwinding that ends a thread is no C++ exception, and there is no object of it to look
+    // at.
+    if (std::current_exception() == nullptr) {
+      park();
+    }
+    std::terminate();
   }
 }
 
