@@ -313,17 +313,23 @@ bool Loop::schedule(PyObject* callback, PyObject* const* args, Py_ssize_t arg_co
 }
 
 void Loop::timer_cancelled(PyObject* handle) {
-  if (py::kFreeThreaded && thread_id_ != PyThread_get_thread_ident()) {
+  if (py::kFreeThreaded && thread_id_ != 0 && thread_id_ != PyThread_get_thread_ident()) {
     return;  // The heap is the loop thread's; it finds the handle cancelled when it is due.
   }
-  HandlePayload& payload = payload_of(handle);
-  if (engine_.timers().remove_if_last(handle)) {
-    payload.scheduled = false;
-    Py_DECREF(handle);  // The heap's reference; the caller has its own.
-    return;
-  }
-  payload.counted = true;
-  engine_.timers().note_cancelled();
+  Ref removed;  // The heap's reference; the caller has its own.
+  locked([&] {
+    HandlePayload& payload = payload_of(handle);
+    if (!payload.scheduled) {
+      return;
+    }
+    if (engine_.timers().remove_if_last(handle)) {
+      payload.scheduled = false;
+      removed = Ref::steal(handle);
+      return;
+    }
+    payload.counted = true;
+    engine_.timers().note_cancelled();
+  });
 }
 
 bool Loop::runs_elsewhere(PyObject* handle) const {
