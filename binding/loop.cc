@@ -218,11 +218,6 @@ void Loop::report(const char* message, PendingError error, PyObject* transport,
 
 // ---- scheduling ----
 
-bool Loop::queue_handle(PyObject* handle) {
-  engine_.push_ready(ReadyEntry::of_token(handle));
-  return true;
-}
-
 PyObject* Loop::call_soon(PyObject* callback, PyObject* const* args, Py_ssize_t arg_count,
                           PyObject* context) {
   Ref handle = Ref::steal(new_handle(state_, {self_, callback, args, arg_count, context}));
@@ -238,7 +233,7 @@ PyObject* Loop::call_soon(PyObject* callback, PyObject* const* args, Py_ssize_t 
 
 PyObject* Loop::call_soon_threadsafe(PyObject* callback, PyObject* const* args,
                                      Py_ssize_t arg_count, PyObject* context) {
-  if (!check_open() || (debug_ && !check_callback(callback, "call_soon_threadsafe"))) {
+  if (!check_open() || !check_callback(callback, "call_soon_threadsafe")) {
     return nullptr;
   }
   Ref handle =
@@ -378,7 +373,7 @@ std::int64_t Loop::now_ns() {
   return std::isnan(seconds) ? 0 : deadline_ns_from_seconds(seconds);
 }
 
-bool Loop::check_callback(PyObject* callback, const char* method) {
+bool Loop::check_callback_in_debug(PyObject* callback, const char* method) {
   Ref name = Ref::steal(PyUnicode_FromString(method));
   Ref result = name ? Ref::steal(PyObject_CallMethodObjArgs(self_, state_.str__check_callback,
                                                             callback, name.get(), nullptr))

@@ -69,6 +69,10 @@ class Loop final : private Host, private Clock {
     }
     return true;
   }
+  // asyncio's _check_callback(), which its loops call in debug mode only. False with TypeError set.
+  [[nodiscard]] bool check_callback(PyObject* callback, const char* method) {
+    return !debug_ || check_callback_in_debug(callback, method);
+  }
   [[nodiscard]] bool forked() const noexcept { return fork_generation_ != os::fork_generation(); }
 
   // Queues a callback as loop.call_soon(callback, *args, context=context) would, through an
@@ -83,7 +87,6 @@ class Loop final : private Host, private Clock {
                                                Py_ssize_t arg_count, PyObject* context);
   [[nodiscard]] PyObject* call_at(PyObject* when, PyObject* callback, PyObject* const* args,
                                   Py_ssize_t arg_count, PyObject* context);
-  [[nodiscard]] bool queue_handle(PyObject* handle);
   void timer_cancelled(PyObject* handle);
   // Any thread: whether another thread, the loop's, is calling the thread-safe handle's callback
   // (always false before Python 3.14); and to wait until it is not.
@@ -187,9 +190,9 @@ class Loop final : private Host, private Clock {
     body();
 #endif
   }
+  [[nodiscard]] bool check_callback_in_debug(PyObject* callback, const char* method);
   [[nodiscard]] bool refuse_closed_or_forked() noexcept;
   [[nodiscard]] bool refuse_wrong_thread() noexcept;
-  [[nodiscard]] bool check_callback(PyObject* callback, const char* method);
 
   // The module whose state everything here uses. First, so that it goes last: a collected type lets
   // go of its module while instances of it are still being taken apart.

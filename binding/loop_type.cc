@@ -94,19 +94,6 @@ struct CallbackCall {
   return true;
 }
 
-// asyncio's _check_callback(), which its loops call in debug mode only.
-[[nodiscard]] bool check_callback_in_debug(Loop& loop, PyObject* callback, const char* function) {
-  if (!loop.debug()) [[likely]] {
-    return true;
-  }
-  Ref name = Ref::steal(PyUnicode_FromString(function));
-  Ref result =
-      name ? Ref::steal(PyObject_CallMethodObjArgs(loop.self(), loop.state().str__check_callback,
-                                                   callback, name.get(), nullptr))
-           : Ref();
-  return static_cast<bool>(result);
-}
-
 // A descriptor number from an int or an object with fileno(), as selectors take it.
 [[nodiscard]] int descriptor_of(PyObject* object) {
   if (PyLong_Check(object)) {
@@ -145,7 +132,7 @@ PyObject* loop_call_soon(PyObject* self, PyObject* const* values, Py_ssize_t cou
     CallbackCall call;
     if (!parse_callback_call(loop.state(), "call_soon", nullptr, {values, count, keywords}, call) ||
         !loop.check_open() || !loop.check_thread() ||
-        !check_callback_in_debug(loop, call.callback, "call_soon")) {
+        !loop.check_callback(call.callback, "call_soon")) {
       return nullptr;
     }
     return loop.call_soon(call.callback, call.args, call.arg_count, call.context);
@@ -167,7 +154,7 @@ PyObject* loop_call_soon_threadsafe(PyObject* self, PyObject* const* values, Py_
 
 [[nodiscard]] PyObject* schedule_at(Loop& loop, PyObject* when, const CallbackCall& call) {
   if (!loop.check_open() || !loop.check_thread() ||
-      !check_callback_in_debug(loop, call.callback, "call_at")) {
+      !loop.check_callback(call.callback, "call_at")) {
     return nullptr;
   }
   return loop.call_at(when, call.callback, call.args, call.arg_count, call.context);
@@ -639,12 +626,8 @@ int loop_setattro(PyObject* self, PyObject* name, PyObject* value) {
   return 0;
 }
 
-template <typename Function>
-[[nodiscard]] constexpr PyCFunction as_cfunction(Function function) {
-  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
-}
-
-constexpr int kFast = METH_FASTCALL | METH_KEYWORDS;
+using py::as_cfunction;
+using py::kFast;
 
 PyMethodDef loop_methods[] = {
     {"call_soon", as_cfunction(loop_call_soon), kFast,

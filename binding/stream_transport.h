@@ -121,7 +121,6 @@ class StreamTransport final : public StreamEvents {
   [[nodiscard]] PyObject* count_lost_write();
   void queue_object(PyObject* bytes, std::size_t offset);
   [[nodiscard]] ReceiveBuffer protocol_buffer();
-  void deliver(PyObject* method, PyObject* argument, const char* failure);
   [[nodiscard]] bool bind_protocol();
   [[nodiscard]] py::Ref received_argument(std::size_t count);
   // True when the bytes in the scratch buffer went the short way to a stream reader.
@@ -159,7 +158,6 @@ class StreamTransport final : public StreamEvents {
   std::size_t last_read_ = 0;
   int fd_ = -1;  // The number, also after the descriptor was closed (repr shows it).
   bool buffered_ = false;
-  bool has_peer_address_ = false;
   bool protocol_connected_ = false;
   bool paused_ = false;
   bool lent_ = false;

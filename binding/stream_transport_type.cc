@@ -288,12 +288,8 @@ void transport_dealloc(PyObject* self) {
   Py_DECREF(type);
 }
 
-template <typename Function>
-[[nodiscard]] constexpr PyCFunction as_cfunction(Function function) {
-  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
-}
-
-constexpr int kFast = METH_FASTCALL | METH_KEYWORDS;
+using py::as_cfunction;
+using py::kFast;
 
 PyMethodDef transport_methods[] = {
     {"write", as_cfunction(transport_write), kFast,

@@ -83,4 +83,13 @@ struct Parameter {
   return PyErr_Occurred() == nullptr ? value : nullptr;
 }
 
+// A function of any of the calling conventions as method tables take it; kFast names the convention
+// that CallArgs is for.
+template <typename Function>
+[[nodiscard]] constexpr PyCFunction as_cfunction(Function function) {
+  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+}
+
+inline constexpr int kFast = METH_FASTCALL | METH_KEYWORDS;
+
 }  // namespace cpploop::py
