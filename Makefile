@@ -65,15 +65,8 @@ fuzz: ## Run every fuzz target for one second under libFuzzer
 	@scripts/ctest.sh fuzz
 
 .PHONY: matrix
-matrix: ## Run the Python tests without the slow ones on every Python at hand
-	@failed=; \
-	for name in $$(scripts/pythons.sh list | cut -f1); do \
-	  echo "== Python $$name"; \
-	  { scripts/venv.sh "$$name" "build/venvs/$$name" && \
-	    "build/venvs/$$name/run" "build/venvs/$$name/bin/python" -m pytest -q -n 2 --dist loadfile -m 'not slow' $(PYTEST_ARGS); \
-	  } || failed="$$failed $$name"; \
-	done; \
-	if [ -n "$$failed" ]; then echo "failed on:$$failed"; exit 1; fi
+matrix: ## Run everything on every Python at hand, TLS each way, sanitizers; writes docs/dev/matrix.md
+	@python3 scripts/matrix.py $(MATRIX_ARGS)
 
 .PHONY: conformance
 conformance: ## Run the interpreter's own asyncio tests on cpploop

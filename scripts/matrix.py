@@ -1,0 +1,175 @@
+"""Runs everything that must hold, on every Python at hand, and writes what came of it.
+
+    python scripts/matrix.py                   the whole matrix; about an hour and a half
+    python scripts/matrix.py --only 3.13t      one Python
+    python scripts/matrix.py --out FILE        the table (default: docs/dev/matrix.md)
+
+For each Python: all Python tests, and the interpreter's own asyncio tests with cpploop as the loop.
+Once, on the newest ordinary Python: the same two under AddressSanitizer and UBSan, and the TLS tests
+with each way of doing TLS forced. The engine's tests run plain, under ASan+UBSan and under TSan.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parent.parent
+LOGS = REPO / "build" / "matrix-logs"
+TLS_PATHS = ("asyncio", "bio", "direct")
+PYTEST = ["-m", "pytest", "-q", "-n", "2", "--dist", "loadfile"]
+
+
+@dataclass
+class Row:
+    python: str
+    what: str
+    outcome: str = ""
+    result: str = ""
+    seconds: float = 0.0
+
+
+@dataclass
+class Matrix:
+    rows: list[Row] = field(default_factory=list)
+
+    def run(self, python: str, what: str, command: list[str], **environment: str) -> bool:
+        """Runs one cell; its whole output goes to a log, its last figures into the table."""
+        name = re.sub(r"[^\w.]+", "-", f"{python}-{what}").strip("-")
+        row = Row(python, what)
+        self.rows.append(row)
+        print(f"== {python}: {what}", flush=True)
+        started = time.monotonic()
+        log = LOGS / f"{name}.log"
+        with log.open("wb") as output:
+            done = subprocess.run(
+                command,
+                cwd=REPO,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **environment},
+                check=False,
+            )
+        row.seconds = time.monotonic() - started
+        row.outcome = "pass" if done.returncode == 0 else "FAIL"
+        row.result = figures(log.read_text(errors="replace"))
+        print(f"   {row.outcome}  {row.result}  {row.seconds:.0f} s", flush=True)
+        return done.returncode == 0
+
+
+def figures(text: str) -> str:
+    """The line in which a run says how much passed."""
+    patterns = (
+        r"^conformance [^\n]*: \d+ of \d+$",
+        r"^=* ?\d+ (?:passed|failed)[^\n]* in [\d.]+s",
+        r"^\d+% tests passed[^\n]*",
+    )
+    for pattern in patterns:
+        found = re.findall(pattern, text, re.MULTILINE)
+        if found:
+            last: str = found[-1].strip("= ")
+            return re.sub(r" in [\d.]+s.*$", "", last)
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1].strip()[:100] if lines else ""
+
+
+def pythons() -> list[str]:
+    listed = subprocess.run(
+        ["scripts/pythons.sh", "list"], cwd=REPO, capture_output=True, text=True, check=True
+    )
+    return [line.split("\t")[0] for line in listed.stdout.splitlines()]
+
+
+def run_python(matrix: Matrix, name: str) -> None:
+    venv = f"build/venvs/{name}"
+    if not matrix.run(name, "build", ["scripts/venv.sh", "--try", "demo", name, venv]):
+        return
+    python = [f"{venv}/run", f"{venv}/bin/python"]
+    matrix.run(name, "Python tests", [*python, *PYTEST])
+    matrix.run(name, "asyncio's own tests", [*python, "tests/conformance/run.py"])
+    for path in TLS_PATHS:
+        tls_tests = sorted(str(p.relative_to(REPO)) for p in REPO.glob("tests/python/test_tls*.py"))
+        matrix.run(
+            name, f"TLS tests, {path}", [*python, *PYTEST, *tls_tests], CPPLOOP_TLS=path
+        )
+        suites = ["--suite", "test_ssl", "--suite", "test_sslproto"]
+        matrix.run(
+            name,
+            f"asyncio's own TLS tests, {path}",
+            [*python, "tests/conformance/run.py", *suites],
+            CPPLOOP_TLS=path,
+        )
+
+
+def run_engine(matrix: Matrix) -> None:
+    matrix.run("none", "engine tests", ["make", "test-core"])
+    matrix.run("none", "engine tests, ASan and UBSan", ["make", "asan"])
+    matrix.run("none", "engine tests, TSan", ["make", "tsan"])
+
+
+def run_sanitized(matrix: Matrix) -> None:
+    matrix.run("newest", "Python tests, ASan and UBSan", ["make", "asan-python"])
+
+
+def write(matrix: Matrix, out: Path) -> None:
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=REPO, capture_output=True, text=True
+    )
+    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+    lines = [
+        "# The matrix",
+        "",
+        "Written by `make matrix`; do not edit. What passed where, on one machine, in one run.",
+        "",
+        f"{today}, commit {commit.stdout.strip()}, {platform.system()} {platform.release()}, "
+        f"{platform.machine()}, {os.cpu_count()} cores.",
+        "",
+        "Free-threaded 3.14 and 3.15 builds were not at hand and have not been run.",
+        "",
+        "| Python | what | outcome | result | s |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row.python} | {row.what} | {row.outcome} | {row.result} | {row.seconds:.0f} |"
+        for row in matrix.rows
+        if row.what != "build" or row.outcome != "pass"
+    ]
+    out.write_text("\n".join(lines) + "\n")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", action="append", help="a Python, `engine` or `asan`")
+    parser.add_argument("--out", type=Path, default=REPO / "docs" / "dev" / "matrix.md")
+    arguments = parser.parse_args()
+    LOGS.mkdir(parents=True, exist_ok=True)
+    matrix = Matrix()
+    wanted = arguments.only or ["engine", *pythons(), "asan"]
+    for name in wanted:
+        if name == "engine":
+            run_engine(matrix)
+        elif name == "asan":
+            run_sanitized(matrix)
+        else:
+            run_python(matrix, name)
+        write(matrix, arguments.out)
+    failed = [f"{row.python}: {row.what}" for row in matrix.rows if row.outcome != "pass"]
+    print(f"{len(matrix.rows) - len(failed)} of {len(matrix.rows)} passed")
+    for line in failed:
+        print(f"FAIL {line}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
