@@ -98,9 +98,7 @@ def run_python(matrix: Matrix, name: str) -> None:
     matrix.run(name, "asyncio's own tests", [*python, "tests/conformance/run.py"])
     for path in TLS_PATHS:
         tls_tests = sorted(str(p.relative_to(REPO)) for p in REPO.glob("tests/python/test_tls*.py"))
-        matrix.run(
-            name, f"TLS tests, {path}", [*python, *PYTEST, *tls_tests], CPPLOOP_TLS=path
-        )
+        matrix.run(name, f"TLS tests, {path}", [*python, *PYTEST, *tls_tests], CPPLOOP_TLS=path)
         suites = ["--suite", "test_ssl", "--suite", "test_sslproto"]
         matrix.run(
             name,
