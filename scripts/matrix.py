@@ -4,9 +4,9 @@
     python scripts/matrix.py --only 3.13t      one Python
     python scripts/matrix.py --out FILE        the table (default: docs/dev/matrix.md)
 
-For each Python: all Python tests, and the interpreter's own asyncio tests with cpploop as the loop.
-Once, on the newest ordinary Python: the same two under AddressSanitizer and UBSan, and the TLS tests
-with each way of doing TLS forced. The engine's tests run plain, under ASan+UBSan and under TSan.
+For each Python: all Python tests, the interpreter's own asyncio tests with cpploop as the loop, and
+the TLS tests with each way of doing TLS forced. Once, on the newest ordinary Python: the Python
+tests under AddressSanitizer and UBSan. The engine's tests run plain, with ASan+UBSan and with TSan.
 """
 
 from __future__ import annotations
