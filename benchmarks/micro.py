@@ -1,4 +1,4 @@
-"""What a loop costs without any network: scheduling, timers, tasks, threads.
+"""What a loop costs inside one process: scheduling, timers, tasks, threads, and the kernel rows.
 
     python benchmarks/micro.py [--quick] [--rows 'call_soon*'] [--loops uvloop,cpploop]
 
@@ -23,6 +23,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import harness
+import io_rows
 import loops
 import report
 
@@ -215,6 +216,7 @@ MAKERS: dict[str, Maker] = {
         gather_100,
         run_in_executor,
         getaddrinfo_literal,
+        *io_rows.MAKERS,
     )
 }
 GROUPS = {"default": list(MAKERS), "all": list(MAKERS)}
