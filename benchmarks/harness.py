@@ -254,6 +254,7 @@ def build_tools(build_dir: Path) -> Path:
     version = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
     key = hashlib.sha256(f"{command} {version.stdout}".encode())
     sources = [HERE / "loadgen.cc", HERE / "floor_server.cc"]
+    libraries = {"loadgen": ["-lssl", "-lcrypto"]}
     for source in sources:
         key.update(source.read_bytes())
     folder = build_dir / key.hexdigest()[:16]
@@ -264,6 +265,24 @@ def build_tools(build_dir: Path) -> Path:
         note(f"compiling {source.name}")
         folder.mkdir(parents=True, exist_ok=True)
         partial = program.with_suffix(".partial")
-        subprocess.run([*command, str(source), "-o", str(partial)], check=True)
+        linked = libraries.get(source.stem, [])
+        subprocess.run([*command, str(source), "-o", str(partial), *linked], check=True)
         partial.replace(program)
     return folder
+
+
+def make_certificate(folder: Path) -> Path:
+    """A certificate and its key in one PEM file, for servers that nobody checks."""
+    path = folder / "certificate.pem"
+    key = folder / "key.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-nodes", "-days", "30", "-subj", "/CN=localhost"),
+            *("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+            *("-keyout", str(key), "-out", str(path)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    path.write_text(path.read_text() + key.read_text())
+    return path

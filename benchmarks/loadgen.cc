@@ -2,6 +2,9 @@
 //
 //   loadgen --mode echo --port P | --unix PATH  --connections N --size BYTES
 //   loadgen --mode http --port P | --unix PATH  --connections N --path /x --body-size BYTES
+//   loadgen --mode handshake --port P           --connections N --resume 0|1
+//                              N threads that connect, shake hands, echo 64 bytes and close
+//     --tls 1                  TLS on each connection (the server's certificate is not checked)
 //     --seconds T --warmup T   the measured window and what comes before it
 //     --rate R                 open loop: R requests/s in all, arriving at random (Poisson), with
 //                              latency counted from when a request was due, not from when it left
@@ -17,8 +20,11 @@
 // so bytes that belong to another connection or to an earlier message cannot pass.
 
 #include <arpa/inet.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <openssl/err.h>
+#include <openssl/ssl.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -26,9 +32,12 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <bit>
 #include <cerrno>
+#include <chrono>
 #include <cmath>
+#include <csignal>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -36,11 +45,13 @@
 #include <ctime>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <queue>
 #include <span>
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -74,7 +85,7 @@ std::int64_t now_ns() {
 
 // ---- options ------------------------------------------------------------------------------------
 
-enum class Mode { kEcho, kHttp };
+enum class Mode { kEcho, kHttp, kHandshake };
 
 struct Options {
   Mode mode = Mode::kEcho;
@@ -88,6 +99,8 @@ struct Options {
   double warmup = 0.5;
   double rate = 0.0;
   pid_t server_pid = 0;
+  bool tls = false;
+  bool resume = false;
 };
 
 [[noreturn]] void usage(const std::string& problem) {
@@ -114,8 +127,15 @@ Options parse_options(int argc, char** argv) {
     };
     if (name == "--mode") {
       const std::string_view mode = value;
-      if (mode != "echo" && mode != "http") usage("--mode is echo or http");
-      options.mode = mode == "echo" ? Mode::kEcho : Mode::kHttp;
+      if (mode == "echo") {
+        options.mode = Mode::kEcho;
+      } else if (mode == "http") {
+        options.mode = Mode::kHttp;
+      } else if (mode == "handshake") {
+        options.mode = Mode::kHandshake;
+      } else {
+        usage("--mode is echo, http or handshake");
+      }
     } else if (name == "--port") {
       options.port = static_cast<std::uint16_t>(count(1));
     } else if (name == "--unix") {
@@ -134,6 +154,10 @@ Options parse_options(int argc, char** argv) {
       options.warmup = parse_number(name, value, 0);
     } else if (name == "--rate") {
       options.rate = parse_number(name, value, 0);
+    } else if (name == "--tls") {
+      options.tls = count(0) != 0;
+    } else if (name == "--resume") {
+      options.resume = count(0) != 0;
     } else if (name == "--server-pid") {
       options.server_pid = static_cast<pid_t>(count(1));
     } else {
@@ -561,9 +585,48 @@ int open_connection(const Options& options) {
   return fd;
 }
 
+// ---- TLS ----------------------------------------------------------------------------------------
+
+struct SslDeleter {
+  void operator()(SSL* ssl) const { ::SSL_free(ssl); }
+  void operator()(SSL_CTX* context) const { ::SSL_CTX_free(context); }
+  void operator()(SSL_SESSION* session) const { ::SSL_SESSION_free(session); }
+};
+using Ssl = std::unique_ptr<SSL, SslDeleter>;
+using SslContext = std::unique_ptr<SSL_CTX, SslDeleter>;
+using SslSession = std::unique_ptr<SSL_SESSION, SslDeleter>;
+
+[[noreturn]] void fail_tls(const std::string& what) {
+  std::array<char, 256> text{};
+  ::ERR_error_string_n(::ERR_get_error(), text.data(), text.size());
+  throw Failure(what + ": " + text.data());
+}
+
+SslContext make_tls_context() {
+  SslContext context(::SSL_CTX_new(::TLS_client_method()));
+  if (!context) fail_tls("SSL_CTX_new");
+  ::SSL_CTX_set_verify(context.get(), SSL_VERIFY_NONE, nullptr);
+  ::SSL_CTX_set_mode(context.get(),
+                     SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+  // Several records by one system call: the client must not be what is measured.
+  ::SSL_CTX_set_read_ahead(context.get(), 1);
+  ::SSL_CTX_set_default_read_buffer_len(context.get(), 128 * 1024);
+  return context;
+}
+
+// Shakes hands on a connected, blocking socket.
+Ssl start_tls(SSL_CTX& context, int fd, SSL_SESSION* session) {
+  Ssl ssl(::SSL_new(&context));
+  if (!ssl || ::SSL_set_fd(ssl.get(), fd) != 1) fail_tls("SSL_new");
+  if (session != nullptr) ::SSL_set_session(ssl.get(), session);
+  if (::SSL_connect(ssl.get()) != 1) fail_tls("SSL_connect");
+  return ssl;
+}
+
 struct Connection {
   std::size_t number = 0;
   int fd = -1;
+  Ssl ssl;
   std::unique_ptr<Exchange> exchange;
   Bytes unsent;
   bool wants_write = false;
@@ -589,6 +652,7 @@ class LoadGenerator {
         read_buffer_(kReadSize),
         connections_(options.connections),
         random_(42) {
+    if (options.tls) tls_context_ = make_tls_context();
     if (epoll_ < 0) fail_errno("epoll_create1");
   }
 
@@ -617,6 +681,10 @@ class LoadGenerator {
         connection.exchange = std::make_unique<HttpExchange>(options_.path, options_.body_size);
       }
       connection.fd = open_connection(options_);
+      if (options_.tls) {
+        connection.ssl = start_tls(*tls_context_, connection.fd, nullptr);
+        if (::fcntl(connection.fd, F_SETFL, O_NONBLOCK) < 0) fail_errno("fcntl");
+      }
       epoll_event event{.events = EPOLLIN, .data = {.ptr = &connection}};
       if (::epoll_ctl(epoll_, EPOLL_CTL_ADD, connection.fd, &event) < 0) fail_errno("epoll_ctl");
     }
@@ -683,14 +751,9 @@ class LoadGenerator {
 
   void send_some(Connection& connection) {
     while (!connection.unsent.empty()) {
-      const ssize_t sent = ::send(connection.fd, connection.unsent.data(), connection.unsent.size(),
-                                  MSG_NOSIGNAL | MSG_DONTWAIT);
-      if (sent < 0) {
-        if (errno == EINTR) continue;
-        if (errno != EAGAIN) fail_errno("send on connection " + std::to_string(connection.number));
-        break;
-      }
-      connection.unsent = connection.unsent.subspan(static_cast<std::size_t>(sent));
+      const std::size_t sent = send_once(connection);
+      if (sent == 0) break;
+      connection.unsent = connection.unsent.subspan(sent);
     }
     const bool wants_write = !connection.unsent.empty();
     if (wants_write == connection.wants_write) return;
@@ -700,19 +763,55 @@ class LoadGenerator {
     if (::epoll_ctl(epoll_, EPOLL_CTL_MOD, connection.fd, &event) < 0) fail_errno("epoll_ctl");
   }
 
+  // How many bytes went out; 0 when the kernel takes none now.
+  std::size_t send_once(Connection& connection) {
+    const Bytes data = connection.unsent;
+    if (connection.ssl) {
+      std::size_t sent = 0;
+      if (::SSL_write_ex(connection.ssl.get(), data.data(), data.size(), &sent) == 1) return sent;
+      if (::SSL_get_error(connection.ssl.get(), 0) != SSL_ERROR_WANT_WRITE) fail_tls("SSL_write");
+      ::ERR_clear_error();
+      return 0;
+    }
+    while (true) {
+      const ssize_t sent =
+          ::send(connection.fd, data.data(), data.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+      if (sent >= 0) return static_cast<std::size_t>(sent);
+      if (errno == EAGAIN) return 0;
+      if (errno != EINTR) fail_errno("send on connection " + std::to_string(connection.number));
+    }
+  }
+
   void receive(Connection& connection) {
+    if (connection.ssl) return receive_tls(connection);
     const ssize_t got =
         ::recv(connection.fd, read_buffer_.data(), read_buffer_.size(), MSG_DONTWAIT);
     if (got < 0) {
       if (errno == EAGAIN || errno == EINTR) return;
       fail_errno("recv on connection " + std::to_string(connection.number));
     }
-    if (got == 0) {
+    received(connection, static_cast<std::size_t>(got));
+  }
+
+  // To the end of what is there: records that OpenSSL has read ahead make no descriptor readable.
+  void receive_tls(Connection& connection) {
+    std::size_t got = 0;
+    while (::SSL_read_ex(connection.ssl.get(), read_buffer_.data(), read_buffer_.size(), &got) ==
+           1) {
+      received(connection, got);
+    }
+    const int error = ::SSL_get_error(connection.ssl.get(), 0);
+    if (error == SSL_ERROR_ZERO_RETURN) received(connection, 0);
+    if (error != SSL_ERROR_WANT_READ) fail_tls("SSL_read");
+    ::ERR_clear_error();
+  }
+
+  void received(Connection& connection, std::size_t size) {
+    if (size == 0) {
       throw Failure("the server closed connection " + std::to_string(connection.number));
     }
     if (!connection.in_flight) throw Failure("wrong bytes: an answer nobody asked for");
-    const Bytes data(read_buffer_.data(), static_cast<std::size_t>(got));
-    if (connection.exchange->consume(data)) complete(connection);
+    if (connection.exchange->consume(Bytes(read_buffer_.data(), size))) complete(connection);
   }
 
   void complete(Connection& connection) {
@@ -778,16 +877,117 @@ class LoadGenerator {
   Histogram latencies_;
   Window window_;
   std::int64_t next_stall_check_ns_ = 0;
+  SslContext tls_context_;
   using Due = std::pair<std::int64_t, std::size_t>;
   std::priority_queue<Due, std::vector<Due>, std::greater<>> waiting_;
+};
+
+// ---- handshakes ---------------------------------------------------------------------------------
+
+// Threads that make one short connection after the other, so that the server always has some to
+// answer while this side computes.
+class HandshakeLoad {
+ public:
+  explicit HandshakeLoad(const Options& options)
+      : options_(options), server_cpu_(options.server_pid), context_(make_tls_context()) {
+    ::SSL_CTX_set_session_cache_mode(context_.get(), SSL_SESS_CACHE_CLIENT);
+  }
+
+  void run() {
+    std::vector<std::thread> threads;
+    for (std::size_t i = 0; i < options_.connections; ++i)
+      threads.emplace_back([this] { work(); });
+    sleep_for(options_.warmup);
+    const Window window{now_ns(), server_cpu_.read_ns(), own_cpu_ns(), machine_busy_ns()};
+    const std::uint64_t before = done_.load();
+    sleep_for(options_.seconds);
+    const std::uint64_t done = done_.load() - before;
+    const double seconds = static_cast<double>(now_ns() - window.begin_ns) / 1e9;
+    const double server_cpu =
+        static_cast<double>(server_cpu_.read_ns() - window.server_cpu_ns) / 1e9;
+    const double own_cpu = static_cast<double>(own_cpu_ns() - window.own_cpu_ns) / 1e9;
+    const double busy = static_cast<double>(machine_busy_ns() - window.machine_busy_ns) / 1e9;
+    stop_ = true;
+    for (std::thread& thread : threads)
+      thread.join();
+    if (!problem_.empty()) throw Failure(problem_);
+    std::printf(
+        "{\"requests\": %llu, \"seconds\": %.6f, \"rps\": %.1f, \"errors\": 0,\n"
+        " \"p50_us\": %.1f, \"p99_us\": %.1f, \"p999_us\": %.1f, \"max_us\": %.1f,\n"
+        " \"server_cpu_seconds\": %.6f, \"client_cpu_seconds\": %.6f, \"other_cpu_seconds\": "
+        "%.2f}\n",
+        static_cast<unsigned long long>(done), seconds, static_cast<double>(done) / seconds,
+        latencies_.percentile_us(50), latencies_.percentile_us(99), latencies_.percentile_us(99.9),
+        latencies_.max_us(), server_cpu, own_cpu, std::max(0.0, busy - server_cpu - own_cpu));
+  }
+
+ private:
+  static void sleep_for(double seconds) {
+    std::this_thread::sleep_for(std::chrono::duration<double>(seconds));
+  }
+
+  void work() {
+    try {
+      SslSession session;
+      while (!stop_) {
+        session = one(session.get());
+      }
+    } catch (const Failure& failure) {
+      const std::lock_guard lock(mutex_);
+      problem_ = failure.what();
+    }
+  }
+
+  // One connection; its session, to be resumed by the next.
+  SslSession one(SSL_SESSION* session) {
+    const std::int64_t start = now_ns();
+    const int fd = open_connection(options_);
+    SslSession next;
+    {
+      const Ssl ssl = start_tls(*context_, fd, options_.resume ? session : nullptr);
+      if (options_.resume && session != nullptr && ::SSL_session_reused(ssl.get()) != 1) {
+        throw Failure("the server did not resume a session");
+      }
+      std::array<char, 64> data{};
+      data.fill('h');
+      std::size_t done = 0;
+      if (::SSL_write_ex(ssl.get(), data.data(), data.size(), &done) != 1) fail_tls("SSL_write");
+      for (std::size_t got = 0; got < data.size(); got += done) {
+        if (::SSL_read_ex(ssl.get(), data.data(), data.size(), &done) != 1) fail_tls("SSL_read");
+      }
+      // With TLS 1.3 the ticket came with the first data.
+      next.reset(::SSL_get1_session(ssl.get()));
+      (void)::SSL_shutdown(ssl.get());
+    }
+    ::close(fd);
+    ++done_;
+    const std::lock_guard lock(mutex_);
+    latencies_.add(now_ns() - start);
+    return next;
+  }
+
+  const Options options_;
+  const ProcessCpu server_cpu_;
+  SslContext context_;
+  std::mutex mutex_;
+  Histogram latencies_;
+  std::string problem_;
+  std::atomic<std::uint64_t> done_ = 0;
+  std::atomic<bool> stop_ = false;
 };
 
 }  // namespace
 
 int main(int argc, char** argv) {
   const Options options = parse_options(argc, argv);
+  // OpenSSL writes without MSG_NOSIGNAL.
+  (void)std::signal(SIGPIPE, SIG_IGN);
   try {
-    LoadGenerator(options).run();
+    if (options.mode == Mode::kHandshake) {
+      HandshakeLoad(options).run();
+    } else {
+      LoadGenerator(options).run();
+    }
   } catch (const Failure& failure) {
     std::printf("{\"errors\": 1, \"error\": \"%s\"}\n", failure.what());
     return 1;

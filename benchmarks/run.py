@@ -33,6 +33,7 @@ import report
 START_SECONDS = 20.0
 STOP_SECONDS = 3.0
 SIZES = {"1k": 1024, "100k": 100 * 1024}
+TLS_SIZES = {"1k": 1024, "16k": 16 * 1024, "100k": 100 * 1024}
 CONNECTIONS = (1, 8, 64)
 STREAM_MODES = ("proto", "buffered", "streams")
 ECHO_MODES = (*STREAM_MODES, "sock")
@@ -49,6 +50,7 @@ class Row:
     server: tuple[str, ...]  # The script under servers/ and its arguments.
     load: tuple[str, ...]  # The load generator's arguments.
     unix: bool = False
+    tls: bool = False
     has_floor: bool = False
 
 
@@ -66,6 +68,7 @@ def all_rows() -> dict[str, Row]:
             ("-chunked", f"/chunked/{SIZES['1k']}", SIZES["1k"]),
         ):
             rows += [_web_row(name, kind, path, body, count) for count in CONNECTIONS]
+    rows += _tls_rows()
     return {row.name: row for row in rows}
 
 
@@ -81,6 +84,23 @@ def _web_row(name: str, kind: str, path: str, body: int, connections: int) -> Ro
     return Row(f"{name}{kind}-{connections}", (WEB_SERVERS[name],), load + count)
 
 
+def _tls_rows() -> list[Row]:
+    rows = []
+    for mode in STREAM_MODES:
+        for size, number in TLS_SIZES.items():
+            for count in CONNECTIONS:
+                load = ("--mode", "echo", "--size", str(number), "--connections", str(count))
+                name = f"tls-{mode}-{size}-{count}"
+                rows.append(Row(name, ("echo.py", mode), (*load, "--tls", "1"), tls=True))
+    for name, resume in (("full", "0"), ("resumed", "1")):
+        load = ("--mode", "handshake", "--connections", "8", "--resume", resume)
+        rows.append(Row(f"tls-handshake-{name}", ("echo.py", "proto"), load, tls=True))
+    for name in WEB_SERVERS:
+        row = _web_row(name, "-tls", f"/bytes/{HELLO}", HELLO, 64)
+        rows.append(Row(row.name, row.server, (*row.load, "--tls", "1"), tls=True))
+    return rows
+
+
 ROWS = all_rows()
 GROUPS = {
     "default": [
@@ -89,6 +109,7 @@ GROUPS = {
         "aiohttp-64",
     ],
     "quick": ["proto-1k-1", "proto-1k-64", "proto-100k-8", "streams-1k-8", "uvicorn-64"],
+    "tls": [name for name, row in ROWS.items() if row.tls],
     "all": list(ROWS),
 }
 
@@ -100,10 +121,10 @@ class ServerFailed(Exception):
 class Server:
     """A server process on its core, from "ready" to its last resource figures."""
 
-    def __init__(self, command: list[str], cpu: int, unix: str | None) -> None:
+    def __init__(self, command: list[str], cpu: int, place: list[str]) -> None:
         self._errors = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
-            [*command, *(["--unix", unix] if unix else ["--port", "0"])],
+            [*command, *place],
             stdout=subprocess.PIPE,
             stderr=self._errors,
             env=harness.child_environment(),
@@ -169,12 +190,23 @@ class Bench:
     def __init__(self, options: argparse.Namespace, tools: Path) -> None:
         self.options = options
         self.tools = tools
+        self._folder = tempfile.TemporaryDirectory(prefix="cpploop-bench-")
+        self._certificate: Path | None = None
+
+    def certificate(self) -> Path:
+        """Made when the first row asks for it, because only TLS needs the openssl program."""
+        if self._certificate is None:
+            self._certificate = harness.make_certificate(Path(self._folder.name))
+        return self._certificate
 
     def cell(self, row: Row, name: str) -> dict[str, Any]:
         """Measure one cell; {"error": ...} when the figures would not be worth having."""
         with tempfile.TemporaryDirectory(prefix="cpploop-bench-") as folder:
             unix = f"{folder}/socket" if row.unix else None
-            server = Server(self._server_command(row, name), self.options.server_cpu, unix)
+            place = ["--unix", unix] if unix else ["--port", "0"]
+            if row.tls:
+                place += ["--tls", str(self.certificate())]
+            server = Server(self._server_command(row, name), self.options.server_cpu, place)
             try:
                 with server:
                     ready = server.wait_ready()

@@ -44,10 +44,14 @@ async def serve(place: hosting.Place) -> None:
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
     if place.unix is not None:
-        await web.UnixSite(runner, place.unix, backlog=hosting.BACKLOG).start()
+        await web.UnixSite(
+            runner, place.unix, backlog=hosting.BACKLOG, ssl_context=place.tls()
+        ).start()
         hosting.ready(None)
     else:
-        await web.TCPSite(runner, "127.0.0.1", place.port, backlog=hosting.BACKLOG).start()
+        await web.TCPSite(
+            runner, "127.0.0.1", place.port, backlog=hosting.BACKLOG, ssl_context=place.tls()
+        ).start()
         hosting.ready(runner.addresses[0][1])
     await asyncio.Event().wait()
 

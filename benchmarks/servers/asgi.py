@@ -61,6 +61,7 @@ async def serve(place: hosting.Place) -> None:
         host="127.0.0.1",
         port=place.port,
         uds=place.unix,
+        ssl_certfile=place.certificate,
     )
     config.load()
     assert config.http_protocol_class is HttpToolsProtocol

@@ -78,10 +78,14 @@ async def echo_sock(connection: socket.socket) -> None:
 async def serve_protocols(place: hosting.Place, factory: type[asyncio.BaseProtocol]) -> None:
     loop = asyncio.get_running_loop()
     if place.unix is not None:
-        server = await loop.create_unix_server(factory, place.unix, backlog=hosting.BACKLOG)
+        server = await loop.create_unix_server(
+            factory, place.unix, backlog=hosting.BACKLOG, ssl=place.tls()
+        )
         hosting.ready(None)
     else:
-        server = await loop.create_server(factory, "127.0.0.1", place.port, backlog=hosting.BACKLOG)
+        server = await loop.create_server(
+            factory, "127.0.0.1", place.port, backlog=hosting.BACKLOG, ssl=place.tls()
+        )
         hosting.ready(server.sockets[0].getsockname()[1])
     await asyncio.Event().wait()
 
@@ -92,7 +96,7 @@ async def serve_streams(place: hosting.Place) -> None:
         hosting.ready(None)
     else:
         server = await asyncio.start_server(
-            echo_stream, "127.0.0.1", place.port, backlog=hosting.BACKLOG
+            echo_stream, "127.0.0.1", place.port, backlog=hosting.BACKLOG, ssl=place.tls()
         )
         hosting.ready(server.sockets[0].getsockname()[1])
     await asyncio.Event().wait()

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import socket
+import ssl
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -26,6 +27,15 @@ class Place:
 
     port: int
     unix: str | None
+    certificate: str | None = None
+
+    def tls(self) -> ssl.SSLContext | None:
+        """The context to serve with; None for plain TCP."""
+        if self.certificate is None:
+            return None
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.certificate)
+        return context
 
     def listen(self) -> socket.socket:
         """A listening socket at this place."""
@@ -47,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--loop", required=True, choices=sorted(loops.LOOPS))
     result.add_argument("--port", type=int, default=0)
     result.add_argument("--unix", metavar="PATH")
+    result.add_argument("--tls", metavar="PEM", help="serve TLS with this certificate and key")
     result.add_argument("--cold-malloc", action="store_true", help="see warm_malloc")
     return result
 
@@ -87,7 +98,7 @@ def host(options: argparse.Namespace, main: Callable[[Place], Awaitable[None]]) 
 
     async def checked() -> None:
         loops.check_running(name)
-        await main(Place(options.port, options.unix))
+        await main(Place(options.port, options.unix, options.tls))
 
     try:
         factory = loops.LOOPS[name].load()
