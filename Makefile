@@ -73,6 +73,11 @@ conformance: ## Run the interpreter's own asyncio tests on cpploop
 	@scripts/venv.sh "$(PYTHON)" "$(VENV)"
 	$(RUN) tests/conformance/run.py $(CONFORMANCE_ARGS)
 
+.PHONY: soak
+soak: ## Run everything a loop does for an hour and look whether anything grows (SOAK_ARGS=--short)
+	@scripts/venv.sh "$(PYTHON)" "$(VENV)"
+	$(RUN) tests/soak/run.py $(SOAK_ARGS)
+
 .PHONY: bench
 bench: ## Run the benchmarks in .venv-bench beside the rivals (BENCH_ARGS=--quick for a smoke test)
 	@scripts/venv.sh "$(PYTHON)" .venv-bench

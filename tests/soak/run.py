@@ -1,0 +1,224 @@
+"""Runs everything a loop does, over and over, and looks whether anything grows.
+
+    python tests/soak/run.py --seconds 3600 --plot soak.svg
+    python tests/soak/run.py --short               two minutes, for every push
+    python tests/soak/run.py --only tls,udp --seconds 60 --loop asyncio
+
+Descriptors, threads, children, resident memory and allocated blocks are sampled all the time; when
+it ends, the last quarter of the run is compared with the second. Exits 1 when something grew or a
+wrong byte came back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import os
+import random
+import ssl
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import activities
+
+SHORT_S = 120.0
+SAMPLE_S = 1.0
+# An activity that takes longer hangs.
+ROUND_LIMIT_S = 60.0
+# What may differ between quarters: what is open just then differs from sample to sample.
+FDS_MAX = 12
+THREADS_MAX = 4
+RSS_GROWTH_MAX = 0.04
+RSS_SLACK_KIB = 2048
+BLOCKS_GROWTH_MAX = 0.02
+BLOCKS_SLACK = 2_000
+
+
+@dataclass
+class Sample:
+    """What the process held at one moment."""
+
+    at_s: float
+    fds: int
+    threads: int
+    children: int
+    rss_kib: int
+    blocks: int
+
+
+def sample(started: float) -> Sample:
+    gc.collect()
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return Sample(
+        at_s=time.monotonic() - started,
+        fds=len(os.listdir("/proc/self/fd")),
+        threads=int(fields["Threads"]),
+        children=len(children),
+        rss_kib=int(fields["VmRSS"].split()[0]),
+        blocks=sys.getallocatedblocks(),
+    )
+
+
+def make_contexts(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-nodes", "-days", "30", "-subj", "/CN=localhost"),
+            *("-addext", "subjectAltName=DNS:localhost"),
+            *("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+            *("-keyout", str(key), "-out", str(certificate)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(certificate, key)
+    client = ssl.create_default_context(cafile=str(certificate))
+    return server, client
+
+
+async def repeat(soak: activities.Soak, name: str, end: float) -> None:
+    activity = activities.ACTIVITIES[name]
+    while time.monotonic() < end:
+        async with asyncio.timeout(ROUND_LIMIT_S):
+            await activity(soak)
+        soak.done[name] += 1
+        await asyncio.sleep(0)
+
+
+async def run(soak: activities.Soak, names: list[str], seconds: float) -> list[Sample]:
+    samples = []
+    started = time.monotonic()
+    end = started + seconds
+    async with asyncio.TaskGroup() as group:
+        for name in names:
+            group.create_task(repeat(soak, name, end))
+        while time.monotonic() < end:
+            await asyncio.sleep(SAMPLE_S)
+            samples.append(sample(started))
+    return samples
+
+
+def growth(samples: list[Sample]) -> list[str]:
+    """What grew between the second quarter and the last."""
+    quarter = len(samples) // 4
+    early, late = samples[quarter : 2 * quarter], samples[-quarter:]
+
+    def medians(value: Callable[[Sample], int]) -> tuple[float, float]:
+        return statistics.median(map(value, early)), statistics.median(map(value, late))
+
+    problems = []
+    for name, value, slack in (
+        ("descriptors", lambda s: s.fds, FDS_MAX),
+        ("threads", lambda s: s.threads, THREADS_MAX),
+        ("children", lambda s: s.children, THREADS_MAX),
+    ):
+        before, after = medians(value)
+        if after > before + slack:
+            problems.append(f"{name} grew from {before:.0f} to {after:.0f}")
+    before, after = medians(lambda s: s.rss_kib)
+    if after > before * (1 + RSS_GROWTH_MAX) + RSS_SLACK_KIB:
+        problems.append(f"resident memory grew from {before:.0f} to {after:.0f} KiB")
+    before, after = medians(lambda s: s.blocks)
+    if after > before * (1 + BLOCKS_GROWTH_MAX) + BLOCKS_SLACK:
+        problems.append(f"allocated blocks grew from {before:.0f} to {after:.0f}")
+    return problems
+
+
+def plot(samples: list[Sample], path: Path) -> None:
+    """Each curve over time, scaled to its own maximum, as a picture that needs no library."""
+    width, height, margin = 900, 420, 40
+    curves = {"fds": "#1f77b4", "threads": "#ff7f0e", "rss_kib": "#2ca02c", "blocks": "#d62728"}
+    end = samples[-1].at_s
+    lines = []
+    for row, (name, colour) in enumerate(curves.items()):
+        values = [getattr(one, name) for one in samples]
+        top = max(values)
+        points = " ".join(
+            f"{margin + one.at_s / end * (width - 2 * margin):.1f},"
+            f"{height - margin - value / top * (height - 2 * margin):.1f}"
+            for one, value in zip(samples, values, strict=True)
+        )
+        lines.append(
+            f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" points="{points}"/>'
+        )
+        lines.append(
+            f'<text x="{margin + 190 * row}" y="20" fill="{colour}">{name}, max {top}</text>'
+        )
+    lines.append(f'<text x="{margin}" y="{height - 12}">0 to {end:.0f} s</text>')
+    path.write_text(
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        'font-family="sans-serif" font-size="13"><rect width="100%" height="100%" fill="white"/>'
+        + "".join(lines)
+        + "</svg>\n"
+    )
+
+
+def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    if name == "asyncio":
+        return asyncio.SelectorEventLoop
+    import cpploop
+
+    return cpploop.new_event_loop
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=3600.0)
+    parser.add_argument("--short", action="store_true", help=f"{SHORT_S:.0f} seconds")
+    parser.add_argument("--loop", choices=["cpploop", "asyncio"], default="cpploop")
+    parser.add_argument("--only", help="activities, comma-separated")
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--json", type=Path, help="every sample")
+    parser.add_argument("--plot", type=Path, help="a picture (SVG)")
+    options = parser.parse_args()
+    seconds = SHORT_S if options.short else options.seconds
+    names = options.only.split(",") if options.only else list(activities.ACTIVITIES)
+    for name in names:
+        if name not in activities.ACTIVITIES:
+            parser.error(f"no activity {name!r}; there are {', '.join(activities.ACTIVITIES)}")
+    seed = options.seed if options.seed is not None else random.SystemRandom().randrange(2**32)
+    print(f"soak: {seconds:.0f} s on {options.loop}, seed {seed}: {', '.join(names)}", flush=True)
+
+    new_loop = loop_factory(options.loop)
+    reports: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="cpploop-soak-") as folder:
+        server_tls, client_tls = make_contexts(Path(folder))
+        soak = activities.Soak(random.Random(seed), Path(folder), new_loop, server_tls, client_tls)
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            runner.get_loop().set_exception_handler(
+                lambda loop, context: reports.append(f"{context['message']}: {context}")
+            )
+            samples = runner.run(run(soak, names, seconds))
+
+    for name in names:
+        print(f"{name:24} {soak.done[name]:8} rounds")
+    first, last = samples[0], samples[-1]
+    print(f"{soak.bytes_checked} bytes checked, {len(samples)} samples")
+    print(f"first {asdict(first)}\nlast  {asdict(last)}")
+    if options.json:
+        options.json.write_text(json.dumps([asdict(one) for one in samples]))
+    if options.plot:
+        plot(samples, options.plot)
+    problems = growth(samples)
+    problems += [f"nothing done: {name}" for name in names if not soak.done[name]]
+    problems += [f"exception handler called: {text[:500]}" for text in reports[:5]]
+    for problem in problems:
+        print(f"FAIL: {problem}")
+    print("1 failed" if problems else "1 passed", "in", f"{seconds:.0f}s")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
