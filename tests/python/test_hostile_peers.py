@@ -1,0 +1,432 @@
+"""Peers that mean harm or are merely broken: each with a bound on memory, time or work.
+
+What is measured belongs to this process: CPU time while nothing should happen, resident memory
+while somebody does not read, how long a neighbour waits while somebody sends one byte at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import resource
+import socket
+import struct
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import support
+from support import Env
+
+RST = struct.pack("ii", 1, 0)
+IDLE = 10_000 if support.LONG else 1_000
+
+
+def rss_kib() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1])
+    raise AssertionError("no VmRSS")
+
+
+class Counting(asyncio.Protocol):
+    """Counts what a server of the tests sees."""
+
+    open_now = 0
+    received = 0
+    lost = 0
+
+    def __init__(self) -> None:
+        self.transport: Any = None
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        type(self).open_now += 1
+
+    def data_received(self, data: bytes) -> None:
+        type(self).received += len(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        type(self).open_now -= 1
+        type(self).lost += 1
+
+
+def counting() -> type[Counting]:
+    """A class of its own, so that tests do not share counters."""
+    return type("Counting", (Counting,), {})
+
+
+async def until(condition: Any, limit_s: float = 20.0) -> None:
+    end = time.monotonic() + limit_s * support.TIME_SCALE
+    while not condition():
+        assert time.monotonic() < end, "what was waited for did not come"
+        await asyncio.sleep(0.005)
+
+
+async def serve(protocol: Any) -> tuple[asyncio.Server, Any]:
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(protocol, "127.0.0.1", 0, backlog=1024)
+    return server, server.sockets[0].getsockname()
+
+
+async def end(server: asyncio.Server, protocol: type[Counting]) -> None:
+    server.close()
+    await until(lambda: protocol.open_now == 0)
+    await server.wait_closed()
+
+
+def test_idle_connections_cost_no_cpu(run: Any) -> None:
+    """Slow loris: many clients that send a byte and then nothing. A second costs next to none."""
+
+    async def main(env: Env) -> None:
+        protocol = counting()
+        server, address = await serve(protocol)
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = 2 * IDLE + 200
+        hard = limit[1] if limit[1] != resource.RLIM_INFINITY else wanted
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), limit[1]))
+        count = min(IDLE, (min(wanted, hard) - 200) // 2)
+        clients = []
+        try:
+            for number in range(count):
+                client = socket.create_connection(address)
+                client.send(b"G")
+                clients.append(client)
+                if number % 100 == 0:
+                    await asyncio.sleep(0)
+            await until(lambda: protocol.received == count)
+            before = time.process_time()
+            await asyncio.sleep(1)
+            assert time.process_time() - before < 0.2 * support.TIME_SCALE
+            assert protocol.open_now == count
+        finally:
+            for client in clients:
+                client.close()
+            await end(server, protocol)
+            resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+
+    run(main, timeout=60)
+
+
+def test_one_byte_at_a_time(run: Any) -> None:
+    """A client that sends single bytes gets no more than its share: a neighbour is answered."""
+
+    async def main(env: Env) -> None:
+        protocol = counting()
+        server, address = await serve(protocol)
+        stop = threading.Event()
+
+        def drip() -> None:
+            with socket.create_connection(address) as client:
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                while not stop.is_set():
+                    client.send(b"x")
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        try:
+            await until(lambda: protocol.received > 1000)
+            echo = await asyncio.start_server(_echo_once, "127.0.0.1", 0)
+            async with echo:
+                for _ in range(20):
+                    started = time.monotonic()
+                    reader, writer = await asyncio.open_connection(*echo.sockets[0].getsockname())
+                    writer.write(b"hello")
+                    assert await reader.read() == b"hello"
+                    writer.close()
+                    assert time.monotonic() - started < 1 * support.TIME_SCALE
+        finally:
+            stop.set()
+            await asyncio.get_running_loop().run_in_executor(None, thread.join)
+            await end(server, protocol)
+
+    run(main, timeout=60)
+
+
+async def _echo_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(await reader.read(100))
+    writer.close()
+
+
+def test_a_peer_that_never_reads_holds_little_memory(run: Any) -> None:
+    """drain() stops the writer at the watermark, however much it wants to say."""
+
+    async def main(env: Env) -> None:
+        stuck = []
+
+        async def pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            block = bytes(64 * 1024)
+            try:
+                while True:
+                    writer.write(block)
+                    stuck.append(writer.transport.get_write_buffer_size())
+                    await writer.drain()
+            except ConnectionError:
+                pass
+            finally:
+                writer.close()
+
+        server = await asyncio.start_server(pour, "127.0.0.1", 0)
+        async with server:
+            address = server.sockets[0].getsockname()
+            before = rss_kib()
+            clients = [socket.create_connection(address) for _ in range(50)]
+            await asyncio.sleep(1)
+            assert max(stuck) < 64 * 1024 + 2 * 64 * 1024
+            # 50 x (watermark + one block), and the allocator's slack.
+            assert rss_kib() - before < 50 * 192 + 16 * 1024
+            for client in clients:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RST)
+                client.close()
+            await asyncio.sleep(0.1)
+
+    run(main, timeout=60)
+
+
+def test_a_paused_reader_is_not_filled(run: Any) -> None:
+    """What a paused transport's peer sends stays in the kernel and stops there."""
+
+    async def main(env: Env) -> None:
+        transports = []
+
+        class Paused(asyncio.Protocol):
+            received = 0
+
+            def connection_made(self, transport: Any) -> None:
+                transport.pause_reading()
+                transports.append(transport)
+
+            def data_received(self, data: bytes) -> None:
+                Paused.received += len(data)
+
+        server, address = await serve(Paused)
+        client = socket.create_connection(address)
+        client.setblocking(False)
+        await until(lambda: bool(transports))
+        before, sent = rss_kib(), 0
+        with contextlib.suppress(BlockingIOError):
+            while sent < 256 << 20:
+                sent += client.send(bytes(1 << 20))
+        assert sent < 64 << 20
+        await asyncio.sleep(0.2)
+        assert Paused.received == 0
+        assert rss_kib() - before < 8 * 1024
+        transports[0].abort()
+        client.close()
+        server.close()
+        await asyncio.sleep(0.05)
+
+    run(main)
+
+
+def test_a_storm_of_resets(run: Any) -> None:
+    """Two thousand connections that are reset at once: every one ends, nothing is reported."""
+
+    async def main(env: Env) -> None:
+        protocol = counting()
+        server, address = await serve(protocol)
+        rounds, each = 20, 100
+
+        def storm() -> None:
+            for _ in range(rounds):
+                clients = [socket.create_connection(address) for _ in range(each)]
+                for client in clients:
+                    client.send(b"data")
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RST)
+                    client.close()
+
+        await asyncio.get_running_loop().run_in_executor(None, storm)
+        # Some are gone before they could be accepted.
+        await until(lambda: protocol.open_now == 0)
+        await asyncio.sleep(0.1)
+        assert 0 < protocol.lost <= rounds * each
+        assert env.take_errors() == []
+        await end(server, protocol)
+
+    run(main, timeout=60)
+
+
+def test_half_open_handshakes_do_not_stop_the_others(run: Any, certs: support.Certificates) -> None:
+    """A flood of clients that connect to a TLS port and say nothing, or something else."""
+
+    async def main(env: Env) -> None:
+        server = await asyncio.start_server(
+            _echo_once,
+            "127.0.0.1",
+            0,
+            ssl=certs.server_context(),
+            ssl_handshake_timeout=2,
+            backlog=1024,
+        )
+        address = server.sockets[0].getsockname()
+        with contextlib.closing(server):
+            silent = [socket.create_connection(address) for _ in range(200)]
+            for client in silent[::2]:
+                client.send(b"GET / HTTP/1.1\r\n\r\n")
+            reader, writer = await asyncio.open_connection(
+                *address, ssl=certs.client_context(), server_hostname="localhost"
+            )
+            writer.write(b"still there")
+            assert await reader.read(100) == b"still there"
+            writer.close()
+            for client in silent:
+                client.close()
+            await asyncio.sleep(0.3)
+            env.take_errors()
+            env.take_logs()
+
+    run(main, timeout=60)
+
+
+def test_writelines_of_very_many_pieces(run: Any) -> None:
+    """More pieces than one system call takes (IOV_MAX), in one call and in order."""
+
+    async def main(env: Env) -> None:
+        pieces = [b"%06d" % number for number in range(60_000)]
+
+        async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.writelines(pieces)
+            await writer.drain()
+            writer.close()
+
+        server = await asyncio.start_server(speak, "127.0.0.1", 0)
+        async with server:
+            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            assert await reader.read() == b"".join(pieces)
+            writer.close()
+
+    run(main, timeout=60)
+
+
+def test_callbacks_that_call_the_transport_again_and_again(run: Any) -> None:
+    """pause_writing that writes, resume_writing that writes: deep, but not on the C stack."""
+
+    async def main(env: Env) -> None:
+        done = asyncio.get_running_loop().create_future()
+
+        class Restless(asyncio.Protocol):
+            calls = 0
+
+            def connection_made(self, transport: Any) -> None:
+                self.transport = transport
+                transport.set_write_buffer_limits(high=0)
+                transport.write(bytes(8 << 20))
+
+            def resume_writing(self) -> None:
+                Restless.calls += 1
+                if Restless.calls == 50:
+                    # Not from within: asyncio before 3.14 stumbles over that.
+                    asyncio.get_running_loop().call_soon(self.transport.close)
+                    return
+                # More than the kernel takes at once, so that writing pauses again.
+                self.transport.write(bytes(8 << 20))
+
+            def connection_lost(self, exc: Exception | None) -> None:
+                done.set_result(exc)
+
+        server, address = await serve(Restless)
+        received = 0
+        reader, writer = await asyncio.open_connection(*address, limit=1 << 22)
+        while data := await reader.read(1 << 22):
+            received += len(data)
+        assert await done is None
+        assert received == Restless.calls * (8 << 20)
+        writer.close()
+        server.close()
+
+    run(main, timeout=60)
+
+
+def test_a_chain_of_callbacks_lets_others_in(run: Any) -> None:
+    """A callback that schedules itself for ever does not keep I/O and timers out."""
+
+    async def main(env: Env) -> None:
+        loop = asyncio.get_running_loop()
+        running = True
+
+        def again() -> None:
+            if running:
+                loop.call_soon(again)
+
+        for _ in range(100):
+            again()
+        started = time.monotonic()
+        server = await asyncio.start_server(_echo_once, "127.0.0.1", 0)
+        async with server:
+            for _ in range(20):
+                reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+                writer.write(b"hello")
+                assert await reader.read() == b"hello"
+                writer.close()
+        await asyncio.sleep(0.01)
+        running = False
+        assert time.monotonic() - started < 5 * support.TIME_SCALE
+
+    run(main, timeout=60)
+
+
+def test_out_of_descriptors_for_a_while(run: Any) -> None:
+    """C12: under EMFILE the loop neither spins nor drops the listener; afterwards it goes on."""
+    seconds = 60.0 if support.LONG else 2.5
+
+    async def main(env: Env) -> None:
+        protocol = counting()
+        server, address = await serve(protocol)
+        clients = [socket.socket() for _ in range(30)]
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+        highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, limit[1]))
+        holes = []
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    holes.append(os.dup(0))
+            for client in clients:
+                client.setblocking(False)
+                client.connect_ex(address)
+            before = time.process_time()
+            await asyncio.sleep(seconds)
+            assert protocol.open_now == 0
+            assert time.process_time() - before < 0.15 * seconds * support.TIME_SCALE
+        finally:
+            for hole in holes:
+                os.close(hole)
+            resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+        await until(lambda: protocol.open_now == len(clients))
+        # asyncio has one more try to accept under way, which must not meet a closed server.
+        await asyncio.sleep(1.1)
+        assert all("out of system resource" in message for message, _ in env.take_errors())
+        env.take_logs()
+        for client in clients:
+            client.close()
+        await end(server, protocol)
+
+    run(main, timeout=60 + 2 * seconds)
+
+
+def test_memory_after_ten_thousand_short_connections_is_flat(run: Any) -> None:
+    async def main(env: Env) -> None:
+        protocol = counting()
+        server, address = await serve(protocol)
+
+        def many(count: int) -> None:
+            for _ in range(count):
+                with socket.create_connection(address) as client:
+                    client.send(b"x" * 100)
+
+        loop = asyncio.get_running_loop()
+        count = 10_000 if support.LONG else 2_000
+        await loop.run_in_executor(None, many, count)
+        await until(lambda: protocol.lost == count)
+        gc.collect()
+        before = rss_kib()
+        await loop.run_in_executor(None, many, count)
+        await until(lambda: protocol.lost == 2 * count)
+        gc.collect()
+        assert rss_kib() - before < 2048
+        await end(server, protocol)
+
+    run(main, timeout=120)
