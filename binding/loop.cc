@@ -425,6 +425,10 @@ int Loop::descriptor_when_added(PyObject* object) const noexcept {
   return -1;
 }
 
+PyObject* Loop::watcher_at(int fd, Wanted what) const noexcept {
+  return as_object(engine_.watchers().at(fd, what));
+}
+
 int Loop::remove_watcher(int fd, Wanted what) {
   Ref handle = Ref::steal(as_object(engine_.watchers().remove(fd, what)));
   if (!handle) {
@@ -465,6 +469,18 @@ void Loop::drop_transport(int fd, PyObject* transport) noexcept {
   }
 }
 
+void Loop::hold(PyObject* transport) {
+  if (held_.insert(transport).second) {
+    Py_INCREF(transport);
+  }
+}
+
+void Loop::let_go(PyObject* transport) noexcept {
+  if (held_.erase(transport) != 0) {
+    const Ref held = Ref::steal(transport);
+  }
+}
+
 char* Loop::scratch() {
   if (scratch_ == nullptr) {
     scratch_ = std::make_unique_for_overwrite<char[]>(kScratchSize);
@@ -488,6 +504,11 @@ void Loop::close() {
   transports_.clear();
   for (PyObject* transport : transports) {
     Py_XDECREF(transport);
+  }
+  const auto held = std::move(held_);
+  held_.clear();
+  for (PyObject* transport : held) {
+    Py_DECREF(transport);
   }
 }
 
@@ -543,6 +564,9 @@ int Loop::traverse(visitproc visit, void* arg) {
   engine_.timers().for_each([&](Token token, std::int64_t) { visit_one(as_object(token)); });
   engine_.watchers().for_each([&](Token token) { visit_one(as_object(token)); });
   for (PyObject* transport : transports_) {
+    visit_one(transport);
+  }
+  for (PyObject* transport : held_) {
     visit_one(transport);
   }
   for (const auto& [object, number] : watched_objects_) {

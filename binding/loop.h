@@ -8,6 +8,7 @@
 #include <mutex>
 #include <new>
 #include <optional>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -111,6 +112,8 @@ class Loop final : private Host, private Clock {
   [[nodiscard]] PyObject* add_watcher(int fd, Wanted what, PyObject* callback,
                                       PyObject* const* args, Py_ssize_t arg_count,
                                       PyObject* context);
+  // The handle of such a watcher, borrowed, or null.
+  [[nodiscard]] PyObject* watcher_at(int fd, Wanted what) const noexcept;
   // 1 removed, 0 nothing there, -1 error.
   [[nodiscard]] int remove_watcher(int fd, Wanted what);
 
@@ -122,6 +125,10 @@ class Loop final : private Host, private Clock {
   [[nodiscard]] PyObject* transport_at(int fd) const noexcept;
   void hold_transport(int fd, PyObject* transport);  // Throws std::bad_alloc.
   void drop_transport(int fd, PyObject* transport) noexcept;
+
+  // Open transports whose number is no sign of them: several pipe transports may share one.
+  void hold(PyObject* transport);  // Throws std::bad_alloc.
+  void let_go(PyObject* transport) noexcept;
 
   // Memory for reads that are copied out at once.
   static constexpr std::size_t kScratchSize = 256 * 1024;
@@ -200,7 +207,8 @@ class Loop final : private Host, private Clock {
   PyObject* self_;  // Borrowed: this lives inside it.
   ModuleState& state_;
   Engine engine_;
-  std::vector<PyObject*> transports_;  // By descriptor; owned references.
+  std::vector<PyObject*> transports_;   // By descriptor; owned references.
+  std::unordered_set<PyObject*> held_;  // Owned references.
   std::vector<std::pair<py::Ref, int>> watched_objects_;
   std::unique_ptr<char[]> scratch_;
   PyThreadState* saved_thread_ = nullptr;

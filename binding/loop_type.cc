@@ -6,6 +6,7 @@
 
 #include "binding/handle.h"
 #include "binding/loop.h"
+#include "binding/pipe_transport.h"
 #include "binding/py/args.h"
 #include "binding/py/guard.h"
 #include "binding/stream_transport.h"
@@ -524,6 +525,45 @@ PyObject* loop_make_socket_transport(PyObject* self, PyObject* const* values, Py
   });
 }
 
+// _make_read_pipe_transport() and _make_write_pipe_transport().
+[[nodiscard]] PyObject* make_pipe_transport(PyObject* self, const CallArgs& args,
+                                            const char* function,
+                                            PyObject* (*make)(Loop&, const PipeSpec&)) {
+  return py::guard([&]() -> PyObject* {
+    Loop& loop = loop_of(self);
+    ModuleState& state = loop.state();
+    PipeSpec spec;
+    const py::Parameter parameters[] = {{state.str_pipe, &spec.pipe, false},
+                                        {state.str_protocol, &spec.protocol, false},
+                                        {state.str_waiter, &spec.waiter, false},
+                                        {state.str_extra, &spec.extra, false}};
+    if (!py::parse(function, args, parameters) || !loop.check_open() || !loop.check_thread()) {
+      return nullptr;
+    }
+    if (spec.pipe == nullptr || spec.protocol == nullptr) {
+      (void)refuse_missing(function, spec.pipe == nullptr ? "pipe" : "protocol");
+      return nullptr;
+    }
+    for (PyObject** optional : {&spec.waiter, &spec.extra}) {
+      if (*optional == Py_None) {
+        *optional = nullptr;
+      }
+    }
+    return make(loop, spec);
+  });
+}
+
+PyObject* loop_make_read_pipe_transport(PyObject* self, PyObject* const* values, Py_ssize_t count,
+                                        PyObject* keywords) {
+  return make_pipe_transport(self, {values, count, keywords}, "_make_read_pipe_transport",
+                             new_read_pipe_transport);
+}
+PyObject* loop_make_write_pipe_transport(PyObject* self, PyObject* const* values, Py_ssize_t count,
+                                         PyObject* keywords) {
+  return make_pipe_transport(self, {values, count, keywords}, "_make_write_pipe_transport",
+                             new_write_pipe_transport);
+}
+
 // ---- attributes ----
 
 PyObject* get_debug_attribute(PyObject* self, void*) { return py::boolean(loop_of(self).debug()); }
@@ -692,6 +732,12 @@ PyMethodDef loop_methods[] = {
     {"_make_socket_transport", as_cfunction(loop_make_socket_transport), kFast,
      "_make_socket_transport($self, /, sock, protocol, waiter=None, *, extra=None, server=None,\n"
      "                       context=None)\n--\n\nA StreamTransport for a connected socket."},
+    {"_make_read_pipe_transport", as_cfunction(loop_make_read_pipe_transport), kFast,
+     "_make_read_pipe_transport($self, /, pipe, protocol, waiter=None, extra=None)\n--\n\n"
+     "A ReadPipeTransport for a pipe, a socket or a character device."},
+    {"_make_write_pipe_transport", as_cfunction(loop_make_write_pipe_transport), kFast,
+     "_make_write_pipe_transport($self, /, pipe, protocol, waiter=None, extra=None)\n--\n\n"
+     "A WritePipeTransport for a pipe, a socket or a character device."},
     {"_check_closed", loop_check_closed, METH_NOARGS,
      "_check_closed($self, /)\n--\n\nRaise RuntimeError if the loop is closed."},
     {"_write_to_self", loop_write_to_self, METH_NOARGS,

@@ -105,7 +105,8 @@ int module_exec(PyObject* module) {
   state->module = module;
   if (!watch_for_exit() || !intern_names(*state) || !import_asyncio(*state) ||
       !add_handle_types(module, *state) || !add_loop_type(module, *state) ||
-      !add_stream_transport_type(module, *state) || !add_listener_type(module, *state)) {
+      !add_stream_transport_type(module, *state) || !add_listener_type(module, *state) ||
+      !add_pipe_transport_types(module, *state)) {
     return -1;
   }
   return PyModule_AddStringConstant(module, "__version__", CPPLOOP_VERSION);
@@ -123,6 +124,8 @@ int module_traverse(PyObject* module, visitproc visit, void* arg) {
   Py_VISIT(state->stream_transport_base);
   Py_VISIT(state->stream_transport_type);
   Py_VISIT(state->listener_type);
+  Py_VISIT(state->read_pipe_type);
+  Py_VISIT(state->write_pipe_type);
   Py_VISIT(state->futures_dict);
   Py_VISIT(state->tasks_dict);
   Py_VISIT(state->buffered_protocol_type);
@@ -164,6 +167,8 @@ void module_free(void* module) {
   Py_CLEAR(state->stream_transport_type);
   Py_CLEAR(state->stream_transport_base);
   Py_CLEAR(state->listener_type);
+  Py_CLEAR(state->read_pipe_type);
+  Py_CLEAR(state->write_pipe_type);
   Py_CLEAR(state->futures_dict);
   Py_CLEAR(state->tasks_dict);
   Py_CLEAR(state->buffered_protocol_type);

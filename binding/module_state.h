@@ -9,13 +9,13 @@ namespace cpploop {
 // clang-format off
 #define CPPLOOP_NAMES(X) \
   X(Future) X(Task) X(_accept_exhausted) X(_attach) X(_buffer) X(_call_connection_lost) \
-  X(_callback_failed) X(_check_callback) X(_detach) X(_eof) X(_limit) X(_log_closed_write) \
-  X(_pause_reader) X(_refuse_data) X(_start_reading) X(_stream_reader_wr) X(_transport_socket) \
-  X(_unclosed) X(_waiter) X(_wakeup_waiter) X(buffer_updated) X(call_at) \
-  X(call_exception_handler) X(call_soon) X(callback) X(cancelled) X(connection_lost) \
+  X(_add_reader) X(_callback_failed) X(_check_callback) X(_detach) X(_eof) X(_limit) X(_log_closed_pipe_write) X(_log_closed_write) X(_maybe_pause_protocol) X(_maybe_resume_protocol) \
+  X(_pause_reader) X(_read_ready) X(_refuse_data) X(_refuse_pipe_data) X(_start_reading) X(_stream_reader_wr) X(_transport_socket) \
+  X(_unclosed) X(_waiter) X(_wakeup_waiter) X(_write_ready) X(buffer_updated) X(call_at) \
+  X(call_exception_handler) X(call_soon) X(callback) X(cancelled) X(close) X(connection_lost) \
   X(connection_made) X(context) X(data) X(data_received) X(delay) X(detach) X(eof_received) \
-  X(exception) X(extra) X(fd) X(feed_data) X(get_buffer) X(high) X(list_of_data) X(loop) X(low) \
-  X(message) X(name) X(pause_writing) X(peername) X(protocol) X(resume_writing) X(server) \
+  X(exception) X(extra) X(fd) X(feed_data) X(fileno) X(get_buffer) X(high) X(list_of_data) X(loop) X(low) \
+  X(message) X(name) X(pause_writing) X(peername) X(pipe) X(protocol) X(resume_writing) X(server) \
   X(set_exception) X(set_result) X(sock) X(socket) X(sockname) X(time) X(tobytes) X(transport) \
   X(waiter) X(when)
 // clang-format on
@@ -32,6 +32,8 @@ struct ModuleState {
   PyTypeObject* stream_transport_base = nullptr;   // The native type...
   PyTypeObject* stream_transport_type = nullptr;   // ...and its child with __dict__ and weakrefs.
   PyTypeObject* listener_type = nullptr;
+  PyTypeObject* read_pipe_type = nullptr;
+  PyTypeObject* write_pipe_type = nullptr;
 
   // asyncio's.
   // The modules' namespaces: programs and tests exchange asyncio.tasks.Task and futures.Future.
@@ -80,5 +82,6 @@ struct ModuleState {
 [[nodiscard]] bool add_loop_type(PyObject* module, ModuleState& state);
 [[nodiscard]] bool add_stream_transport_type(PyObject* module, ModuleState& state);
 [[nodiscard]] bool add_listener_type(PyObject* module, ModuleState& state);
+[[nodiscard]] bool add_pipe_transport_types(PyObject* module, ModuleState& state);
 
 }  // namespace cpploop

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "binding/outgoing.h"
 #include "binding/py/context.h"
 #include "binding/py/guard.h"
 
@@ -478,43 +479,25 @@ void StreamTransport::queue_object(PyObject* bytes, std::size_t offset) {
 }
 
 PyObject* StreamTransport::write(PyObject* data) {
-  if (!PyBytes_Check(data) && !PyByteArray_Check(data) && !PyMemoryView_Check(data)) {
+  if (!OutgoingBytes::accepts(data)) {
     // The words differ between patch releases: asyncio's own write() says them.
     return PyObject_CallMethodOneArg(loop_->state().support, loop_->state().str__refuse_data, data);
   }
   if (refuse_write("write", "write")) {
     return nullptr;
   }
-  const bool exact = PyBytes_CheckExact(data);
-  py::BufferView view;
-  Ref copied;
-  const char* bytes = nullptr;
-  std::size_t size = 0;
-  if (exact) {
-    bytes = PyBytes_AS_STRING(data);
-    size = static_cast<std::size_t>(PyBytes_GET_SIZE(data));
-  } else if (view.acquire(data, PyBUF_SIMPLE)) {
-    bytes = static_cast<const char*>(view.data());
-    size = view.size();
-  } else {
-    // A view with gaps: its bytes, in order.
-    PyErr_Clear();
-    Ref plain = Ref::steal(PyMemoryView_FromObject(data));
-    copied = plain ? Ref::steal(PyObject_CallMethodNoArgs(plain.get(), loop_->state().str_tobytes))
-                   : Ref();
-    if (!copied) {
-      return nullptr;
-    }
-    bytes = PyBytes_AS_STRING(copied.get());
-    size = static_cast<std::size_t>(PyBytes_GET_SIZE(copied.get()));
+  OutgoingBytes outgoing;
+  if (!outgoing.take(loop_->state(), data)) {
+    return nullptr;
   }
+  const std::size_t size = outgoing.size();
   if (size == 0) {
     return py::none();
   }
   if (socket_->lost_count() != 0) {
     return count_lost_write();
   }
-  const std::size_t sent = socket_->begin_write(bytes, size);
+  const std::size_t sent = socket_->begin_write(outgoing.data(), size);
   if (sent == size) {
     return py::none();
   }
@@ -523,21 +506,13 @@ PyObject* StreamTransport::write(PyObject* data) {
     (void)loop_->check_open();
     return nullptr;
   }
-  if (exact) {
-    queue_object(data, sent);
-  } else if (copied) {
-    queue_object(copied.get(), sent);
-  } else {
-    Ref rest =
-        Ref::steal(PyBytes_FromStringAndSize(bytes + sent, static_cast<Py_ssize_t>(size - sent)));
-    if (!rest) {
-      // Half of it is out: nothing that follows may be taken for the rest.
-      Ref closed = Ref::steal(force_close(Py_None));
-      return nullptr;
-    }
-    view.release();
-    queue_object(rest.get(), 0);
+  const OutgoingBytes::Rest rest = outgoing.rest(sent);
+  if (!rest.bytes) {
+    // Half of it is out: nothing that follows may be taken for the rest.
+    Ref closed = Ref::steal(force_close(Py_None));
+    return nullptr;
   }
+  queue_object(rest.bytes.get(), rest.offset);
   end_write();
   return py::none();
 }

@@ -58,6 +58,7 @@ class Engine {
   [[nodiscard]] Host& host() noexcept { return host_; }
   [[nodiscard]] Backend& backend() noexcept { return *backend_; }
   [[nodiscard]] ReadinessWatchers& watchers() noexcept { return watchers_; }
+  [[nodiscard]] const ReadinessWatchers& watchers() const noexcept { return watchers_; }
   [[nodiscard]] TimerHeap& timers() noexcept { return timers_; }
   [[nodiscard]] WakeupInbox& inbox() noexcept { return *inbox_; }
   [[nodiscard]] ReadyQueue& ready() noexcept { return ready_; }

@@ -144,6 +144,11 @@ class Backend {
   [[nodiscard]] int watch(Channel& channel, Wanted what) noexcept;
   void unwatch(Channel& channel, Wanted what) noexcept;
 
+  // What somebody who watches a descriptor reads and writes there: pipes and terminals, say. By
+  // number, because several of them may share one.
+  [[nodiscard]] virtual IoResult read(int fd, std::span<const iovec> parts) noexcept = 0;
+  [[nodiscard]] virtual IoResult write(int fd, std::span<const iovec> parts) noexcept = 0;
+
   // Waits until something happens or `timeout_ns` is over (negative: for ever; zero: only a look)
   // and appends what happened to `ready`. The value is the count of events; EINTR is an error like
   // others. Memory for the events is reserved before the wait.

@@ -4,6 +4,8 @@
 #include <cerrno>
 #include <system_error>
 
+#include "core/os/pipe_ops.h"
+
 namespace cpploop {
 namespace {
 
@@ -50,6 +52,14 @@ IoResult EpollBackend::send(Channel& channel, std::span<const iovec> parts) noex
   return os::send_vector(channel.fd, parts.data(), parts.size());
 }
 
+IoResult EpollBackend::read(int fd, std::span<const iovec> parts) noexcept {
+  return os::read_vector(fd, parts);
+}
+
+IoResult EpollBackend::write(int fd, std::span<const iovec> parts) noexcept {
+  return os::write_vector(fd, parts);
+}
+
 int EpollBackend::start_connect(Channel& channel, const os::SocketAddress& address) {
   const IoResult result = os::connect(channel.fd, address);
   if (result.error != EINPROGRESS) {
@@ -83,7 +93,7 @@ int EpollBackend::change_now(Channel& channel) noexcept {
   const std::uint64_t data = pack(channel.id);
   int error = 0;
   if (channel.wanted == 0) {
-    error = os::epoll_remove(epoll_fd_.get(), channel.fd);
+    error = remove_now(channel);
   } else if (channel.registered == 0) {
     error = os::epoll_add(epoll_fd_.get(), channel.fd, mask, data);
     if (error == EEXIST) {
@@ -96,10 +106,33 @@ int EpollBackend::change_now(Channel& channel) noexcept {
       error = os::epoll_add(epoll_fd_.get(), channel.fd, mask, data);
     }
   }
+  if (error == 0 && channel.wanted != 0) {
+    note_holder(channel);
+  }
   if (error == 0 || channel.wanted == 0) {
     channel.registered = channel.wanted;
   }
   return error;
+}
+
+int EpollBackend::remove_now(const Channel& channel) noexcept {
+  const auto index = static_cast<std::size_t>(channel.fd);
+  if (index < holders_.size() && holders_[index] != channel.id) {
+    return 0;
+  }
+  return os::epoll_remove(epoll_fd_.get(), channel.fd);
+}
+
+void EpollBackend::note_holder(const Channel& channel) noexcept {
+  const auto index = static_cast<std::size_t>(channel.fd);
+  if (index >= holders_.size()) {
+    try {
+      holders_.resize(index + 1);
+    } catch (const std::bad_alloc&) {
+      return;  // A number beyond the table counts as the channel's that asks.
+    }
+  }
+  holders_[index] = channel.id;
 }
 
 void EpollBackend::apply_changes() {

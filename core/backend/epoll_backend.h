@@ -20,6 +20,8 @@ class EpollBackend final : public Backend {
 
   [[nodiscard]] const char* name() const noexcept override { return "epoll"; }
   [[nodiscard]] IoResult send(Channel& channel, std::span<const iovec> parts) noexcept override;
+  [[nodiscard]] IoResult read(int fd, std::span<const iovec> parts) noexcept override;
+  [[nodiscard]] IoResult write(int fd, std::span<const iovec> parts) noexcept override;
   [[nodiscard]] int start_connect(Channel& channel, const os::SocketAddress& address) override;
   [[nodiscard]] IoResult wait(std::int64_t timeout_ns) override;
   void collect(ReadyQueue& ready) override;
@@ -34,6 +36,9 @@ class EpollBackend final : public Backend {
   void receive(Channel& channel) override;
   void accept(Channel& channel) override;
 
+  [[nodiscard]] int remove_now(const Channel& channel) noexcept;
+  void note_holder(const Channel& channel) noexcept;
+
   static constexpr int kEventsPerWait = 512;
 
   UniqueFd epoll_fd_;
@@ -44,6 +49,10 @@ class EpollBackend final : public Backend {
   bool woken_ = false;
   // Channels whose wishes changed since the last poll. An id may be stale by then.
   std::vector<ChannelId> dirty_;
+  // By number, the channel that the kernel knows it under. A file that was closed behind the back
+  // of its channel leaves its number to another's, whose registration is not the first one's to
+  // remove.
+  std::vector<ChannelId> holders_;
   // Channels that the kernel refused to watch; delivered as ready by the next collect().
   std::vector<ChannelId> failed_;
 };

@@ -130,6 +130,18 @@ IoResult ScriptedBackend::send(Channel& channel, std::span<const iovec> parts) n
   return result;
 }
 
+IoResult ScriptedBackend::read(int fd, std::span<const iovec> parts) noexcept {
+  const IoResult result = take_incoming(fd, {parts[0].iov_base, parts[0].iov_len});
+  record("read", fd, total_size(parts), result);
+  return result;
+}
+
+IoResult ScriptedBackend::write(int fd, std::span<const iovec> parts) noexcept {
+  const IoResult result = take_bytes(fd, parts);
+  record("write", fd, total_size(parts), result);
+  return result;
+}
+
 int ScriptedBackend::start_connect(Channel& channel, const os::SocketAddress&) {
   const int error = script(channel.fd).connect_at_once;
   record("connect", channel.fd, error_text(error));

@@ -86,6 +86,9 @@ class ScriptedBackend final : public Backend {
 
   [[nodiscard]] const char* name() const noexcept override { return "scripted"; }
   [[nodiscard]] IoResult send(Channel& channel, std::span<const iovec> parts) noexcept override;
+  // Reading and writing by number follow the scripts of receiving and sending.
+  [[nodiscard]] IoResult read(int fd, std::span<const iovec> parts) noexcept override;
+  [[nodiscard]] IoResult write(int fd, std::span<const iovec> parts) noexcept override;
   [[nodiscard]] int start_connect(Channel& channel, const os::SocketAddress& address) override;
   // A wait without end that nothing could end is a test's mistake, and fails with EDEADLK.
   [[nodiscard]] IoResult wait(std::int64_t timeout_ns) override;

@@ -56,9 +56,9 @@ Token ReadinessWatchers::remove(int fd, Wanted what) noexcept {
   return std::exchange(watcher->slot(what), nullptr);
 }
 
-bool ReadinessWatchers::has(int fd, Wanted what) const noexcept {
+Token ReadinessWatchers::at(int fd, Wanted what) const noexcept {
   Watcher* watcher = find(fd);
-  return watcher != nullptr && watcher->slot(what) != nullptr;
+  return watcher == nullptr ? nullptr : watcher->slot(what);
 }
 
 void ReadinessWatchers::take_all(std::vector<Token>& removed) {

@@ -28,7 +28,9 @@ class ReadinessWatchers {
   [[nodiscard]] Added add(int fd, Wanted what, Token token);
   // The token that was there, for the caller to drop, or null.
   [[nodiscard]] Token remove(int fd, Wanted what) noexcept;
-  [[nodiscard]] bool has(int fd, Wanted what) const noexcept;
+  [[nodiscard]] bool has(int fd, Wanted what) const noexcept { return at(fd, what) != nullptr; }
+  // The token that is there, which stays the watchers', or null.
+  [[nodiscard]] Token at(int fd, Wanted what) const noexcept;
   [[nodiscard]] std::size_t count() const noexcept { return count_; }
 
   // Takes everything out, for the caller to drop.

@@ -16,6 +16,8 @@ using Token = void*;
 struct ChannelId {
   std::uint32_t slot;
   std::uint32_t generation;
+
+  [[nodiscard]] bool operator==(const ChannelId&) const noexcept = default;
 };
 
 // A callback of the engine's own or of the binding's, run from the ready queue like any other. The

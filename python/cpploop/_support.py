@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ._loop import Loop
-    from ._native import Listener, StreamTransport, _AnyHandle
+    from ._native import (
+        Listener,
+        ReadPipeTransport,
+        StreamTransport,
+        WritePipeTransport,
+        _AnyHandle,
+    )
+
+    _AnyTransport = StreamTransport | ReadPipeTransport | WritePipeTransport
 
 SENDFILE_TRY_NATIVE = constants._SendfileMode.TRY_NATIVE
 
@@ -60,15 +68,30 @@ def _log_closed_write() -> None:
     logger.warning("socket.send() raised exception.")
 
 
-def _log_fatal_error(transport: StreamTransport, message: str, exc: BaseException) -> None:
+def _refuse_pipe_data(data: object) -> None:
+    """Raise what asyncio's pipe transport raises for data that is not bytes: it asserts."""
+    if __debug__:
+        raise AssertionError(repr(data))
+    raise TypeError(f"a bytes-like object is required, not {type(data).__name__!r}")
+
+
+def _log_closed_pipe_write() -> None:
+    logger.warning("pipe closed by peer or os.write(pipe, data) raised exception.")
+
+
+def _log_fatal_error(transport: _AnyTransport, message: str, exc: BaseException) -> None:
     logger.debug("%r: %s", transport, message, exc_info=exc)
 
 
-def _log_debug(text: str, transport: StreamTransport) -> None:
+def _log_debug(text: str, transport: _AnyTransport) -> None:
     logger.debug(text, transport)
 
 
-def _unclosed(transport: StreamTransport) -> None:
+def _log_info(text: str, transport: _AnyTransport) -> None:
+    logger.info(text, transport)
+
+
+def _unclosed(transport: _AnyTransport) -> None:
     warnings.warn(f"unclosed transport {transport!r}", ResourceWarning, source=transport)
 
 
