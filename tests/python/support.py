@@ -126,6 +126,7 @@ def normalise(text: str) -> str:
     text = re.sub(r"0x[0-9a-fA-F]+", "0x…", text)
     text = re.sub(r"\bfd=-?\d+", "fd=…", text)
     text = re.sub(r"('(?:127\.0\.0\.1|::1|localhost)', )\d+", r"\1…", text)
+    text = re.sub(r"<(?:_Unix)?(Read|Write)PipeTransport\b", r"<\1 pipe transport", text)
     return re.sub(
         r"<_SelectorSocketTransport|<(?:cpploop\.)?(?:_native\.)?StreamTransport",
         "<transport",
