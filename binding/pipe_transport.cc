@@ -197,6 +197,14 @@ void PipeTransport::finalize() {
   saved.restore();
 }
 
+void PipeTransport::set_pipe(PyObject* pipe) {
+  Ref old_fileno = std::move(fileno_);
+  Ref old = std::exchange(pipe_, Ref::borrow(pipe));
+  if (pipe == nullptr) {
+    loop_->let_go(self_);
+  }
+}
+
 void PipeTransport::set_protocol_object(PyObject* protocol) {
   Ref old = std::exchange(protocol_, Ref::borrow(protocol));
 }

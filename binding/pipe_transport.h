@@ -42,6 +42,8 @@ class PipeTransport {
   // Until connection_lost has run.
   [[nodiscard]] bool has_pipe() const noexcept { return static_cast<bool>(pipe_); }
   [[nodiscard]] PyObject* pipe() const noexcept { return pipe_.get(); }
+  // Another closer from now on; null leaves the descriptor to somebody else.
+  void set_pipe(PyObject* pipe);
   [[nodiscard]] int descriptor_number() const noexcept { return fd_; }
   [[nodiscard]] PyObject* protocol() const noexcept { return protocol_.get(); }
   [[nodiscard]] bool is_closing() const noexcept { return closing_; }

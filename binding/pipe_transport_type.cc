@@ -139,6 +139,14 @@ PyObject* pipe_get_pipe(PyObject* self, void*) {
   return py::new_ref(pipe == nullptr ? Py_None : pipe);
 }
 template <typename Transport>
+int pipe_set_pipe(PyObject* self, PyObject* value, void*) {
+  const Ref done = Ref::steal(with_pipe<Transport>(self, [&](Transport& t) {
+    t.set_pipe(value == Py_None ? nullptr : value);
+    return py::none();
+  }));
+  return done ? 0 : -1;
+}
+template <typename Transport>
 PyObject* pipe_get_fileno(PyObject* self, void*) {
   return PyLong_FromLong(pipe_of<Transport>(self).descriptor_number());
 }
@@ -315,7 +323,7 @@ PyMethodDef write_methods[] = {
 };
 
 PyGetSetDef read_getset[] = {
-    {"_pipe", pipe_get_pipe<R>, nullptr, nullptr, nullptr},
+    {"_pipe", pipe_get_pipe<R>, pipe_set_pipe<R>, nullptr, nullptr},
     {"_fileno", pipe_get_fileno<R>, nullptr, nullptr, nullptr},
     {"_loop", read_get_loop, nullptr, nullptr, nullptr},
     {"_protocol", pipe_protocol_attribute<R>, pipe_set_protocol_attribute<R>, nullptr, nullptr},
@@ -325,7 +333,7 @@ PyGetSetDef read_getset[] = {
 };
 
 PyGetSetDef write_getset[] = {
-    {"_pipe", pipe_get_pipe<W>, nullptr, nullptr, nullptr},
+    {"_pipe", pipe_get_pipe<W>, pipe_set_pipe<W>, nullptr, nullptr},
     {"_fileno", pipe_get_fileno<W>, nullptr, nullptr, nullptr},
     {"_protocol", pipe_protocol_attribute<W>, pipe_set_protocol_attribute<W>, nullptr, nullptr},
     {"_closing", pipe_get_closing<W>, nullptr, nullptr, nullptr},

@@ -142,8 +142,7 @@ class StreamTransport(StreamTransportBase):
 @type_check_only
 @disjoint_base
 class ReadPipeTransportBase(asyncio.ReadTransport):
-    @property
-    def _pipe(self) -> Any: ...
+    _pipe: Any
     @property
     def _fileno(self) -> int: ...
     @property
@@ -160,8 +159,7 @@ class ReadPipeTransportBase(asyncio.ReadTransport):
 @type_check_only
 @disjoint_base
 class WritePipeTransportBase(_FlowControlMixin):
-    @property
-    def _pipe(self) -> Any: ...
+    _pipe: Any
     @property
     def _fileno(self) -> int: ...
     _protocol: asyncio.BaseProtocol | None

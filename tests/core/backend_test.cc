@@ -757,6 +757,28 @@ TEST(EpollBackend, DetachingRemovesARegistrationThatACopyOfTheDescriptorKeepsAli
   EXPECT_EQ(backend.wait(0).value, 0);
 }
 
+TEST(EpollBackend, DetachingLeavesTheNextUserOfTheNumberRegistered) {
+  WakeupInbox inbox;
+  EpollBackend backend(inbox.fd());
+  Receiver receiver;
+  Channel first;
+  UniqueFd fd(static_cast<int>(os::event_fd().value));
+  const int number = fd.get();
+  backend.attach(first, number, Channel::Kind::readiness, static_cast<ReadinessSink*>(&receiver));
+  ASSERT_EQ(backend.watch(first, kWantReadable), 0);
+  fd.reset();  // Behind the backend's back.
+  const UniqueFd reused(static_cast<int>(os::event_fd().value));
+  ASSERT_EQ(reused.get(), number);
+  Channel second;
+  backend.attach(second, number, Channel::Kind::readiness, static_cast<ReadinessSink*>(&receiver));
+  ASSERT_EQ(backend.watch(second, kWantReadable), 0);
+  backend.detach(first);
+  (void)os::event_fd_signal(reused.get());
+  EXPECT_EQ(backend.wait(0).value, 1);
+  backend.detach(second);
+  EXPECT_EQ(backend.wait(0).value, 0);
+}
+
 TEST(EpollBackend, WakeupDescriptorThatIsNoneCannotBeWatched) {
   EXPECT_THROW(EpollBackend(-1), std::system_error);
 }
