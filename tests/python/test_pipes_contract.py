@@ -10,14 +10,13 @@ import re
 import socket
 import tempfile
 from pathlib import Path
+from pipes import PAIRS, pipe_files, read_now, reader, terminal_files, writer
 from typing import Any
 
 import pytest
 import support
 from parity import logged
-from pipes import PAIRS, pipe_files, read_now, reader, terminal_files, writer
 from support import BufferedRecorder, Env, Recorder, compare, turns
-
 
 # --------------------------------------------------------------------------- making one
 
@@ -30,7 +29,9 @@ def test_bytes_and_the_end_through_every_kind(kind: str) -> None:
             source, read = await reader(reading, Recorder(env, "r"))
             sink, _ = await writer(writing, Recorder(env, "w"))
             env.log(os.get_blocking(reading.fileno()), os.get_blocking(writing.fileno()))
-            env.log(source.get_extra_info("pipe") is reading, sink.get_extra_info("pipe") is writing)
+            env.log(
+                source.get_extra_info("pipe") is reading, sink.get_extra_info("pipe") is writing
+            )
             sink.write(b"first ")
             sink.write(b"second")
             await read.until_received(12)
@@ -205,7 +206,9 @@ def test_the_order_of_the_beginning() -> None:
     async def main(env: Env) -> None:
         reading, writing = pipe_files()
         writing.write(b"early")
-        rec = Recorder(env, "r", {"connection_made": lambda *_: env.loop.call_soon(env.log, "soon")})
+        rec = Recorder(
+            env, "r", {"connection_made": lambda *_: env.loop.call_soon(env.log, "soon")}
+        )
         loop: Any = env.loop
         waiter = loop.create_future()
         waiter.add_done_callback(lambda _: env.log("waiter"))
@@ -734,7 +737,7 @@ def test_a_write_into_nothing() -> None:
     async def main(env: Env) -> None:
         master, slave = terminal_files()
         slave.close()
-        sink, rec = await writer(master, Recorder(env))
+        sink, _ = await writer(master, Recorder(env))
         reading, writing = pipe_files()
         broken, lost = await writer(writing, Recorder(env))
         reading.close()

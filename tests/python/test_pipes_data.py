@@ -7,11 +7,11 @@ import hashlib
 import os
 import socket
 import threading
+from pipes import PAIRS, pipe_files, read_now, reader, writer
 from typing import Any
 
 import pytest
 import support
-from pipes import PAIRS, pipe_files, read_now, reader, terminal_files, writer
 from support import Env, Recorder, compare, turns
 
 MEGABYTES = 64 if support.LONG else 8
@@ -131,9 +131,11 @@ def test_datagrams_and_records_keep_their_bounds() -> None:
         for kind in (socket.SOCK_DGRAM, socket.SOCK_SEQPACKET):
             near, far = socket.socketpair(socket.AF_UNIX, kind)
             sizes: list[int] = []
-            source, rec = await reader(
-                near, Recorder(on={"data_received": lambda _, data: sizes.append(len(data))})
-            )
+
+            def note(_: Recorder, data: bytes, sizes: list[int] = sizes) -> None:
+                sizes.append(len(data))
+
+            source, rec = await reader(near, Recorder(on={"data_received": note}))
             sink, _ = await writer(far)
             for size in (5, 20_000, 100_000, 1, 90_000):
                 sink.write(bytes(size))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import os
 import random
@@ -12,11 +13,11 @@ import textwrap
 import threading
 import warnings
 import weakref
+from pipes import pipe_files, read_now, reader, terminal_files, writer
 from typing import Any
 
 import pytest
 import support
-from pipes import pipe_files, read_now, reader, terminal_files, writer
 from support import Env, Recorder, compare, turns
 from test_fd_ownership import fd_thief
 from test_fork import script
@@ -143,7 +144,7 @@ def test_a_file_closed_behind_our_back_is_not_read(run: Any, loop_name: str) -> 
         reading, writing = pipe_files()
         # A duplicate keeps the kernel's registration of the first file alive.
         duplicate = os.dup(reading.fileno())
-        source, rec = await reader(reading)
+        _, rec = await reader(reading)
         number = reading.fileno()
         reading.close()
         foreign, other = os.pipe()
@@ -366,7 +367,9 @@ def test_left_open_when_the_loop_closes(loop_factory: Any, queued: bool) -> None
         loop.close()
         gc.collect()
         assert (reading.closings, writing.closings) == (1, 1)
-    texts = sorted(str(item.message) for item in caught if "unclosed transport" in str(item.message))
+    texts = sorted(
+        str(item.message) for item in caught if "unclosed transport" in str(item.message)
+    )
     assert len(texts) == 2
     assert all(item.category is ResourceWarning for item in caught)
     texts.clear()
@@ -384,8 +387,8 @@ def test_methods_after_the_loop_closed() -> None:
         for call in (
             source.pause_reading,
             source.resume_reading,
-            lambda: sink.write(b"x"),
-            lambda: sink.write(bytes(1 << 20)),
+            functools.partial(sink.write, b"x"),
+            functools.partial(sink.write, bytes(1 << 20)),
             sink.get_write_buffer_size,
             source.close,
             sink.close,
