@@ -92,7 +92,9 @@ def logged(level: int = logging.WARNING) -> Iterator[list[tuple[str, str]]]:
         yield records
     finally:
         logger.removeHandler(capture)
-        logger.level, logger.propagate = before
+        # Not by assignment: the logger remembers what it let through.
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
 
 
 @contextlib.contextmanager
