@@ -8,6 +8,7 @@
 
 #include "binding/handle.h"
 #include "binding/py/guard.h"
+#include "binding/sock_operation.h"
 
 namespace cpploop {
 namespace {
@@ -130,7 +131,10 @@ void Loop::run(Token token) {
 
 void Loop::notify(Token token) {
   Ref handle = Ref::borrow(as_object(token));
-  if (debug_) [[unlikely]] {
+  if (is_operation(handle.get())) {
+    note_io(handle.get());
+    sock_operation_of(handle.get()).on_ready();
+  } else if (debug_) [[unlikely]] {
     run_timed(handle.get());
   } else if (!run_handle(handle.get())) [[unlikely]] {
     callback_failed(handle.get());
@@ -399,11 +403,34 @@ PyObject* Loop::add_watcher(int fd, Wanted what, PyObject* callback, PyObject* c
   (void)handle.release();  // The watchers' now.
   if (added.replaced != nullptr) {
     Ref replaced = Ref::steal(as_object(added.replaced));
-    if (!cancel_handle(replaced.get())) {
+    if (!cancel_watcher(replaced.get())) {
       return nullptr;
     }
   }
   return result.release();
+}
+
+bool Loop::watch(int fd, Wanted what, PyObject* operation) {
+  const ReadinessWatchers::Added added = engine_.watchers().add(fd, what, operation);
+  if (added.error != 0) {
+    errno = added.error;
+    PyErr_SetFromErrno(PyExc_OSError);
+    return false;
+  }
+  Py_INCREF(operation);  // The watchers'.
+  Ref replaced = Ref::steal(as_object(added.replaced));
+  return !replaced || cancel_watcher(replaced.get());
+}
+
+void Loop::unwatch(int fd, Wanted what, PyObject* operation) noexcept {
+  if (engine_.watchers().at(fd, what) == operation) {
+    const Ref watcher = Ref::steal(as_object(engine_.watchers().remove(fd, what)));
+  }
+}
+
+// An operation needs not be told: it stays suspended, as asyncio's coroutine would.
+bool Loop::cancel_watcher(PyObject* watcher) {
+  return is_operation(watcher) || cancel_handle(watcher);
 }
 
 void Loop::remember_descriptor(PyObject* object, int fd) {
@@ -444,7 +471,7 @@ int Loop::remove_watcher(int fd, Wanted what) {
       return true;
     });
   }
-  return cancel_handle(handle.get()) ? 1 : -1;
+  return cancel_watcher(handle.get()) ? 1 : -1;
 }
 
 // ---- transports ----

@@ -28,6 +28,8 @@ struct LoopOverrides {
   bool time = false;
   bool call_soon = false;
   bool call_at = false;
+  // Anything that asyncio's sock_*() use to wait for a descriptor.
+  bool watchers = false;
   [[nodiscard]] bool any() const noexcept { return time || call_soon || call_at; }
 };
 
@@ -117,6 +119,11 @@ class Loop final : private Host, private Clock {
   // 1 removed, 0 nothing there, -1 error.
   [[nodiscard]] int remove_watcher(int fd, Wanted what);
 
+  // The same for a SockOperation, which is its own callback. False with the Python error set.
+  [[nodiscard]] bool watch(int fd, Wanted what, PyObject* operation);
+  // Only if it is this one that waits there.
+  void unwatch(int fd, Wanted what, PyObject* operation) noexcept;
+
   // Files given as objects, by identity: remove_reader() finds one again after it was closed.
   void remember_descriptor(PyObject* object, int fd);  // Throws std::bad_alloc.
   [[nodiscard]] int descriptor_when_added(PyObject* object) const noexcept;  // -1: unknown.
@@ -159,6 +166,7 @@ class Loop final : private Host, private Clock {
   [[nodiscard]] bool set_thread_id(PyObject* value);
 
   PyObject* task_factory = nullptr;
+  std::size_t last_sock_read = 0;  // Bytes of the last sock_recv() or sock_recvfrom().
 
  private:
   // Host.
@@ -176,6 +184,10 @@ class Loop final : private Host, private Clock {
   // Clock: only when time() is overridden.
   [[nodiscard]] std::int64_t now_ns() override;
 
+  [[nodiscard]] bool is_operation(PyObject* watcher) const noexcept {
+    return Py_TYPE(watcher) == state_.sock_operation_type;
+  }
+  [[nodiscard]] bool cancel_watcher(PyObject* watcher);
   void run_timed(PyObject* handle);
   // A loop that does not run belongs to no thread: on free-threaded builds several may schedule
   // then.

@@ -1,5 +1,6 @@
 // The Python type _native.Loop: entry points that check their arguments and hand over to Loop.
 
+#include <algorithm>
 #include <array>
 #include <climits>
 #include <string_view>
@@ -9,6 +10,7 @@
 #include "binding/pipe_transport.h"
 #include "binding/py/args.h"
 #include "binding/py/guard.h"
+#include "binding/sock_operation.h"
 #include "binding/stream_transport.h"
 
 namespace cpploop {
@@ -564,6 +566,14 @@ PyObject* loop_make_write_pipe_transport(PyObject* self, PyObject* const* values
                              new_write_pipe_transport);
 }
 
+// ---- sockets of the user's ----
+
+template <SockCall kCall>
+PyObject* loop_sock_call(PyObject* self, PyObject* const* values, Py_ssize_t count,
+                         PyObject* keywords) {
+  return py::guard([&] { return start_sock_call(self, kCall, {values, count, keywords}); });
+}
+
 // ---- attributes ----
 
 PyObject* get_debug_attribute(PyObject* self, void*) { return py::boolean(loop_of(self).debug()); }
@@ -738,6 +748,32 @@ PyMethodDef loop_methods[] = {
     {"_make_write_pipe_transport", as_cfunction(loop_make_write_pipe_transport), kFast,
      "_make_write_pipe_transport($self, /, pipe, protocol, waiter=None, extra=None)\n--\n\n"
      "A WritePipeTransport for a pipe, a socket or a character device."},
+    {"sock_recv", as_cfunction(loop_sock_call<SockCall::recv>), kFast,
+     "sock_recv($self, /, sock, n)\n--\n\n"
+     "Await up to n bytes from a non-blocking socket (asyncio's loop.sock_recv)."},
+    {"sock_recv_into", as_cfunction(loop_sock_call<SockCall::recv_into>), kFast,
+     "sock_recv_into($self, /, sock, buf)\n--\n\n"
+     "Await bytes from a socket into a writable buffer; their number (asyncio's\n"
+     "loop.sock_recv_into)."},
+    {"sock_recvfrom", as_cfunction(loop_sock_call<SockCall::recvfrom>), kFast,
+     "sock_recvfrom($self, /, sock, bufsize)\n--\n\n"
+     "Await a datagram: (bytes, address) (asyncio's loop.sock_recvfrom)."},
+    {"sock_recvfrom_into", as_cfunction(loop_sock_call<SockCall::recvfrom_into>), kFast,
+     "sock_recvfrom_into($self, /, sock, buf, nbytes=0)\n--\n\n"
+     "Await a datagram into a writable buffer: (count, address) (asyncio's\n"
+     "loop.sock_recvfrom_into)."},
+    {"sock_sendall", as_cfunction(loop_sock_call<SockCall::sendall>), kFast,
+     "sock_sendall($self, /, sock, data)\n--\n\n"
+     "Send all of data on a connected socket (asyncio's loop.sock_sendall)."},
+    {"sock_sendto", as_cfunction(loop_sock_call<SockCall::sendto>), kFast,
+     "sock_sendto($self, /, sock, data, address)\n--\n\n"
+     "Send a datagram; the number of bytes sent (asyncio's loop.sock_sendto)."},
+    {"sock_connect", as_cfunction(loop_sock_call<SockCall::connect>), kFast,
+     "sock_connect($self, /, sock, address)\n--\n\n"
+     "Connect a socket; names are looked up (asyncio's loop.sock_connect)."},
+    {"sock_accept", as_cfunction(loop_sock_call<SockCall::accept>), kFast,
+     "sock_accept($self, /, sock)\n--\n\n"
+     "Await a connection on a listening socket: (socket, address) (asyncio's loop.sock_accept)."},
     {"_check_closed", loop_check_closed, METH_NOARGS,
      "_check_closed($self, /)\n--\n\nRaise RuntimeError if the loop is closed."},
     {"_write_to_self", loop_write_to_self, METH_NOARGS,
@@ -780,6 +816,13 @@ PyType_Spec loop_spec = {
     loop_slots,
 };
 
+// What asyncio's sock_*() call on their loop to wait for a descriptor.
+[[nodiscard]] std::array<PyObject*, 8> waiting_methods(const ModuleState& state) {
+  return {state.str_create_future,  state.str__ensure_fd_no_transport, state.str__add_reader,
+          state.str__add_writer,    state.str_remove_reader,           state.str_remove_writer,
+          state.str__remove_reader, state.str__remove_writer};
+}
+
 // Whether `self.name` is still this file's method, bound to this very loop.
 [[nodiscard]] bool is_overridden(PyObject* self, PyObject* name) {
   Ref method = Ref::steal(PyObject_GetAttr(self, name));
@@ -810,17 +853,23 @@ void Loop::find_overrides() {
   overrides_.time = is_overridden(self_, state_.str_time);
   overrides_.call_soon = is_overridden(self_, state_.str_call_soon);
   overrides_.call_at = is_overridden(self_, state_.str_call_at);
+  overrides_.watchers = false;
+  for (PyObject* name : waiting_methods(state_)) {
+    overrides_.watchers = overrides_.watchers || is_overridden(self_, name);
+  }
   engine_.set_clock(overrides_.time ? static_cast<Clock*>(this) : nullptr);
   // The look-ups above gave the type a version if it had none.
   known_type_version_ = Py_TYPE(self_)->tp_version_tag;
 }
 
 void Loop::note_attribute_set(PyObject* name) {
-  for (PyObject* watched : {state_.str_time, state_.str_call_soon, state_.str_call_at}) {
-    if (name == watched || PyUnicode_Compare(name, watched) == 0) {
-      find_overrides();
-      return;
-    }
+  const auto is_name = [name](PyObject* watched) {
+    return name == watched || PyUnicode_Compare(name, watched) == 0;
+  };
+  const auto waiting = waiting_methods(state_);
+  if (is_name(state_.str_time) || is_name(state_.str_call_soon) || is_name(state_.str_call_at) ||
+      std::any_of(waiting.begin(), waiting.end(), is_name)) {
+    find_overrides();
   }
 }
 

@@ -3,6 +3,7 @@
 #include "binding/handle.h"
 #include "binding/module_state.h"
 #include "binding/py/ref.h"
+#include "binding/python_socket.h"
 #include "core/os/socket_ops.h"
 
 #ifndef CPPLOOP_VERSION
@@ -48,12 +49,15 @@ using py::Ref;
   state.original_feed_data = PyObject_GetAttr(state.stream_reader_type, state.str_feed_data);
   state.original_wakeup_waiter =
       PyObject_GetAttr(state.stream_reader_type, state.str__wakeup_waiter);
+  state.selector_loop_type =
+      import_attribute("asyncio.selector_events", "BaseSelectorEventLoop");
   state.support = PyImport_ImportModule("cpploop._support");
   return state.futures_dict != nullptr && state.tasks_dict != nullptr &&
          state.buffered_protocol_type != nullptr && state.extract_stack != nullptr &&
          state.set_result_unless_cancelled != nullptr && state.support != nullptr &&
          state.original_data_received != nullptr && state.original_feed_data != nullptr &&
-         state.original_wakeup_waiter != nullptr;
+         state.original_wakeup_waiter != nullptr && state.selector_loop_type != nullptr &&
+         import_sockets(state);
 }
 
 [[nodiscard]] PyObject* compiler_name() {
@@ -106,7 +110,7 @@ int module_exec(PyObject* module) {
   if (!watch_for_exit() || !intern_names(*state) || !import_asyncio(*state) ||
       !add_handle_types(module, *state) || !add_loop_type(module, *state) ||
       !add_stream_transport_type(module, *state) || !add_listener_type(module, *state) ||
-      !add_pipe_transport_types(module, *state)) {
+      !add_pipe_transport_types(module, *state) || !add_sock_operation_type(module, *state)) {
     return -1;
   }
   return PyModule_AddStringConstant(module, "__version__", CPPLOOP_VERSION);
@@ -126,6 +130,14 @@ int module_traverse(PyObject* module, visitproc visit, void* arg) {
   Py_VISIT(state->listener_type);
   Py_VISIT(state->read_pipe_type);
   Py_VISIT(state->write_pipe_type);
+  Py_VISIT(state->sock_operation_type);
+  Py_VISIT(state->selector_loop_type);
+  Py_VISIT(state->socket_type);
+  for (PyObject*& member : state->socket_members) {
+    Py_VISIT(member);
+  }
+  Py_VISIT(state->socket_family_field);
+  Py_VISIT(state->socket_type_field);
   Py_VISIT(state->futures_dict);
   Py_VISIT(state->tasks_dict);
   Py_VISIT(state->buffered_protocol_type);
@@ -169,6 +181,14 @@ void module_free(void* module) {
   Py_CLEAR(state->listener_type);
   Py_CLEAR(state->read_pipe_type);
   Py_CLEAR(state->write_pipe_type);
+  Py_CLEAR(state->sock_operation_type);
+  Py_CLEAR(state->selector_loop_type);
+  Py_CLEAR(state->socket_type);
+  for (PyObject*& member : state->socket_members) {
+    Py_CLEAR(member);
+  }
+  Py_CLEAR(state->socket_family_field);
+  Py_CLEAR(state->socket_type_field);
   Py_CLEAR(state->futures_dict);
   Py_CLEAR(state->tasks_dict);
   Py_CLEAR(state->buffered_protocol_type);

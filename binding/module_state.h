@@ -17,8 +17,24 @@ namespace cpploop {
   X(exception) X(extra) X(fd) X(feed_data) X(fileno) X(get_buffer) X(high) X(list_of_data) X(loop) X(low) \
   X(message) X(name) X(pause_writing) X(peername) X(pipe) X(protocol) X(resume_writing) X(server) \
   X(set_exception) X(set_result) X(sock) X(socket) X(sockname) X(time) X(tobytes) X(transport) \
-  X(waiter) X(when)
+  X(waiter) X(when) \
+  X(_accept) X(_add_writer) X(_ensure_fd_no_transport) X(_ensure_resolved) \
+  X(_remove_reader) X(_remove_writer) X(accept) X(connect) X(create_future) \
+  X(done) X(family) X(getblocking) X(getsockopt) X(gettimeout) X(proto) \
+  X(recv) X(recv_into) X(recvfrom) X(recvfrom_into) X(remove_reader) X(remove_writer) X(send) \
+  X(sendto) X(setblocking) X(throw) X(type)
+
+// What asyncio's sock_*() use of a socket object, and what decides whether it is a plain one.
+#define CPPLOOP_SOCKET_MEMBERS(X) \
+  X(_accept) X(accept) X(connect) X(family) X(fileno) X(getblocking) X(getsockopt) X(gettimeout) \
+  X(proto) X(recv) X(recv_into) X(recvfrom) X(recvfrom_into) X(send) X(sendto) X(setblocking) \
+  X(type)
 // clang-format on
+
+#define CPPLOOP_ENUMERATE(name) name,
+enum class SocketMember : int { CPPLOOP_SOCKET_MEMBERS(CPPLOOP_ENUMERATE) count };
+#undef CPPLOOP_ENUMERATE
+inline constexpr int kSocketMemberCount = static_cast<int>(SocketMember::count);
 
 // What the binding keeps per interpreter: its own types, the asyncio objects it builds on, names.
 struct ModuleState {
@@ -34,6 +50,7 @@ struct ModuleState {
   PyTypeObject* listener_type = nullptr;
   PyTypeObject* read_pipe_type = nullptr;
   PyTypeObject* write_pipe_type = nullptr;
+  PyTypeObject* sock_operation_type = nullptr;
 
   // asyncio's.
   // The modules' namespaces: programs and tests exchange asyncio.tasks.Task and futures.Future.
@@ -52,6 +69,16 @@ struct ModuleState {
   PyObject* loop_keyword = nullptr;                 // ("loop",)
   PyObject* task_keywords = nullptr;                // The last create_task() call's keyword names,
   PyObject* task_keywords_with_loop = nullptr;      // and those with "loop" behind them.
+  PyObject* selector_loop_type = nullptr;  // asyncio.selector_events.BaseSelectorEventLoop
+
+  // The socket module's: socket.socket, its members as they were at import, the version of the type
+  // for which they were last seen to be so (0: none), and two fields of the C class below it.
+  PyTypeObject* socket_type = nullptr;
+  PyObject* socket_members[kSocketMemberCount] = {};
+  unsigned int socket_type_version = 0;
+  PyObject* socket_family_field = nullptr;
+  PyObject* socket_type_field = nullptr;
+
   // The edge's helpers for what is rare and reads better in Python (cpploop._support).
   PyObject* support = nullptr;
 
@@ -83,5 +110,6 @@ struct ModuleState {
 [[nodiscard]] bool add_stream_transport_type(PyObject* module, ModuleState& state);
 [[nodiscard]] bool add_listener_type(PyObject* module, ModuleState& state);
 [[nodiscard]] bool add_pipe_transport_types(PyObject* module, ModuleState& state);
+[[nodiscard]] bool add_sock_operation_type(PyObject* module, ModuleState& state);
 
 }  // namespace cpploop

@@ -41,6 +41,8 @@ class BufferView {
   }
 
   [[nodiscard]] bool held() const noexcept { return held_; }
+  // Borrowed, for traverse(); null when nothing is held.
+  [[nodiscard]] PyObject* exporter() const noexcept { return held_ ? view_.obj : nullptr; }
   [[nodiscard]] void* data() const noexcept { return view_.buf; }
   [[nodiscard]] std::size_t size() const noexcept { return static_cast<std::size_t>(view_.len); }
 

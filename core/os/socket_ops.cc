@@ -94,6 +94,26 @@ IoResult send_vector(int fd, const iovec* parts, std::size_t count) noexcept {
   return retry_on_interrupt([&] { return ::sendmsg(fd, &message, MSG_NOSIGNAL); });
 }
 
+IoResult receive_now(int fd, void* buffer, std::size_t size, SocketAddress* from) noexcept {
+  return retry_on_interrupt([&] {
+    if (from == nullptr) {
+      return ::recv(fd, buffer, size, MSG_DONTWAIT);
+    }
+    // A kernel that has no address to give (a connected stream) sets the length to 0.
+    from->length = sizeof(from->storage);
+    return ::recvfrom(fd, buffer, size, MSG_DONTWAIT, from->get(), &from->length);
+  });
+}
+
+IoResult send_now(int fd, const void* data, std::size_t size) noexcept {
+  return retry_on_interrupt([&] { return ::send(fd, data, size, MSG_NOSIGNAL | MSG_DONTWAIT); });
+}
+
+bool is_non_blocking(int fd) noexcept {
+  const int flags = ::fcntl(fd, F_GETFL);
+  return flags != -1 && (flags & O_NONBLOCK) != 0;
+}
+
 IoResult shutdown_write(int fd) noexcept {
   return once([&] { return ::shutdown(fd, SHUT_WR); });
 }

@@ -1,0 +1,31 @@
+#pragma once
+
+#include "binding/module_state.h"
+#include "binding/py/python.h"
+#include "core/os/unique_fd.h"
+
+// What the binding knows of Python's own socket objects.
+namespace cpploop {
+
+// Fetches what module_state.h keeps of the socket module. False with the Python error set.
+[[nodiscard]] bool import_sockets(ModuleState& state);
+
+// Whether `object` is a socket.socket, or of a child class, all of whose methods that asyncio's
+// sock_*() would call are the socket module's own: not replaced on the class, the instance or by a
+// patch of the module. Runs no code of the user's and leaves no error set.
+[[nodiscard]] bool is_plain_socket(ModuleState& state, PyObject* object);
+
+// The following are for plain sockets, which cannot fail at these short of memory running out.
+
+// The descriptor; -1 for a closed socket. Never an error set.
+[[nodiscard]] int socket_descriptor(ModuleState& state, PyObject* sock) noexcept;
+// Whether its time-out is 0, as setblocking(False) leaves it. Never an error set.
+[[nodiscard]] bool is_non_blocking(ModuleState& state, PyObject* sock) noexcept;
+// Its address family; -1 if that cannot be told. Never an error set.
+[[nodiscard]] int socket_family(ModuleState& state, PyObject* sock) noexcept;
+
+// A non-blocking socket.socket over `fd`, of the kind of the listening socket it was accepted from,
+// as that one's accept() makes it. New reference or null; on failure `fd` is closed.
+[[nodiscard]] PyObject* accepted_socket(ModuleState& state, PyObject* listener, UniqueFd fd);
+
+}  // namespace cpploop
