@@ -26,6 +26,7 @@ import harness
 import io_rows
 import loops
 import report
+import sock_rows
 
 Loop = asyncio.AbstractEventLoop
 # Does one batch on the running loop and returns how many operations that was.
@@ -217,6 +218,7 @@ MAKERS: dict[str, Maker] = {
         run_in_executor,
         getaddrinfo_literal,
         *io_rows.MAKERS,
+        *sock_rows.MAKERS,
     )
 }
 GROUPS = {"default": list(MAKERS), "all": list(MAKERS)}

@@ -49,8 +49,7 @@ using py::Ref;
   state.original_feed_data = PyObject_GetAttr(state.stream_reader_type, state.str_feed_data);
   state.original_wakeup_waiter =
       PyObject_GetAttr(state.stream_reader_type, state.str__wakeup_waiter);
-  state.selector_loop_type =
-      import_attribute("asyncio.selector_events", "BaseSelectorEventLoop");
+  state.selector_loop_type = import_attribute("asyncio.selector_events", "BaseSelectorEventLoop");
   state.support = PyImport_ImportModule("cpploop._support");
   return state.futures_dict != nullptr && state.tasks_dict != nullptr &&
          state.buffered_protocol_type != nullptr && state.extract_stack != nullptr &&

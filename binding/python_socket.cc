@@ -15,8 +15,8 @@ using py::Ref;
 // The names whose values a plain socket shares with the socket module's class.
 [[nodiscard]] PyObject* name_of(const ModuleState& state, SocketMember member) noexcept {
   switch (member) {
-#define CPPLOOP_NAME_OF(name)   \
-  case SocketMember::name:      \
+#define CPPLOOP_NAME_OF(name) \
+  case SocketMember::name:    \
     return state.str_##name;
     CPPLOOP_SOCKET_MEMBERS(CPPLOOP_NAME_OF)
 #undef CPPLOOP_NAME_OF
@@ -84,8 +84,9 @@ using py::Ref;
 
 // What a member of the C class (`_socket.socket.family`, a plain field) holds for `sock`.
 [[nodiscard]] Ref field_of(PyObject* descriptor, PyObject* sock) {
-  return Ref::steal(Py_TYPE(descriptor)
-                        ->tp_descr_get(descriptor, sock, reinterpret_cast<PyObject*>(Py_TYPE(sock))));
+  return Ref::steal(
+      Py_TYPE(descriptor)
+          ->tp_descr_get(descriptor, sock, reinterpret_cast<PyObject*>(Py_TYPE(sock))));
 }
 
 }  // namespace
@@ -185,8 +186,8 @@ PyObject* accepted_socket(ModuleState& state, PyObject* listener, UniqueFd fd) {
     return nullptr;
   }
   PyObject* arguments[] = {family.get(), flagged.get(), proto.get(), number.get()};
-  PyObject* sock = PyObject_Vectorcall(reinterpret_cast<PyObject*>(state.socket_type), arguments, 4,
-                                       nullptr);
+  PyObject* sock =
+      PyObject_Vectorcall(reinterpret_cast<PyObject*>(state.socket_type), arguments, 4, nullptr);
   if (sock != nullptr) {
     (void)fd.release();
   }

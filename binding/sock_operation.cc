@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "binding/address.h"
+#include "binding/py/guard.h"
 #include "binding/python_socket.h"
 #include "binding/stream_transport.h"
 
@@ -37,6 +38,17 @@ void set_os_error(int error) {
   PyErr_SetFromErrno(PyExc_OSError);
 }
 
+// Runs a part of the coroutine; memory that runs out in C++ is Python's MemoryError.
+template <typename Body>
+[[nodiscard]] PySendResult guarded(Body body) {
+  try {
+    return body();
+  } catch (...) {
+    py::set_error_from_cpp();
+    return PYGEN_ERROR;
+  }
+}
+
 // The families whose addresses the binding can show.
 [[nodiscard]] constexpr bool is_known_family(int family) noexcept {
   return family == AF_INET || family == AF_INET6 || family == AF_UNIX;
@@ -66,8 +78,8 @@ void set_os_error(int error) {
     return PyErr_WarnFormat(PyExc_RuntimeWarning, 1, "coroutine 'Loop.%s' was never awaited",
                             traits_of(call).name) == 0;
   }
-  Ref result = Ref::steal(
-      PyObject_CallMethod(warnings.get(), "_warn_unawaited_coroutine", "O", operation));
+  Ref result =
+      Ref::steal(PyObject_CallMethod(warnings.get(), "_warn_unawaited_coroutine", "O", operation));
   return static_cast<bool>(result);
 }
 
@@ -104,8 +116,7 @@ PyObject* asyncio_sock_call(Loop& loop, SockCall call, const py::CallArgs& args)
     return nullptr;
   }
   std::vector<PyObject*> values{loop.self()};
-  values.insert(values.end(), args.values,
-                args.values + args.positional + args.keyword_count());
+  values.insert(values.end(), args.values, args.values + args.positional + args.keyword_count());
   return PyObject_Vectorcall(method.get(), values.data(),
                              static_cast<std::size_t>(args.positional) + 1, args.keywords);
 }
@@ -207,12 +218,11 @@ PySendResult SockOperation::send(PyObject* value, PyObject** result) {
   switch (stage_) {
     case Stage::created:
       if (value != nullptr && value != Py_None) {
-        PyErr_SetString(PyExc_TypeError,
-                        "can't send non-None value to a just-started coroutine");
+        PyErr_SetString(PyExc_TypeError, "can't send non-None value to a just-started coroutine");
         running_ = false;
         return PYGEN_ERROR;
       }
-      return leave(begin(result));
+      return leave(guarded([&] { return begin(result); }));
     case Stage::finished:
       running_ = false;
       PyErr_SetString(PyExc_RuntimeError, "cannot reuse already awaited coroutine");
@@ -222,7 +232,7 @@ PySendResult SockOperation::send(PyObject* value, PyObject** result) {
     case Stage::delegated:
       break;
   }
-  return leave(resume(value == nullptr ? Py_None : value, result));
+  return leave(guarded([&] { return resume(value == nullptr ? Py_None : value, result); }));
 }
 
 PySendResult SockOperation::throw_in(PyObject* exception, PyObject** result) {
@@ -238,16 +248,15 @@ PySendResult SockOperation::throw_in(PyObject* exception, PyObject** result) {
   const bool inner = stage_ == Stage::resolving || stage_ == Stage::delegated;
   if (!inner || PyErr_GivenExceptionMatches(exception, PyExc_GeneratorExit) != 0) {
     stop_watching();
-    Ref closed = inner ? Ref::steal(PyObject_CallMethodNoArgs(awaited_.get(),
-                                                              loop_->state().str_close))
-                       : Ref::borrow(Py_None);
+    Ref closed =
+        inner ? Ref::steal(PyObject_CallMethodNoArgs(awaited_.get(), loop_->state().str_close))
+              : Ref::borrow(Py_None);
     if (closed) {
       PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(exception)), exception);
     }
     return leave(PYGEN_ERROR);
   }
-  *result =
-      PyObject_CallMethodOneArg(awaited_.get(), loop_->state().str_throw, exception);
+  *result = PyObject_CallMethodOneArg(awaited_.get(), loop_->state().str_throw, exception);
   if (*result != nullptr) {
     return leave(PYGEN_NEXT);
   }
@@ -261,7 +270,7 @@ PySendResult SockOperation::throw_in(PyObject* exception, PyObject** result) {
     return leave(PYGEN_ERROR);
   }
   if (stage_ == Stage::resolving) {
-    return leave(resolved(value.get(), result));
+    return leave(guarded([&] { return resolved(value.get(), result); }));
   }
   *result = value.release();
   return leave(PYGEN_RETURN);
@@ -383,13 +392,14 @@ PySendResult SockOperation::resolve(PyObject** result) {
   Ref family = method ? Ref::steal(PyObject_GetAttr(sock_.get(), state.str_family)) : Ref();
   Ref type = family ? Ref::steal(PyObject_GetAttr(sock_.get(), state.str_type)) : Ref();
   Ref proto = type ? Ref::steal(PyObject_GetAttr(sock_.get(), state.str_proto)) : Ref();
-  Ref keywords = proto ? Ref::steal(Py_BuildValue("{s:O,s:O,s:O,s:O}", "family", family.get(),
-                                                  "type", type.get(), "proto", proto.get(), "loop",
-                                                  loop_->self()))
-                       : Ref();
+  Ref keywords =
+      proto ? Ref::steal(Py_BuildValue("{s:O,s:O,s:O,s:O}", "family", family.get(), "type",
+                                       type.get(), "proto", proto.get(), "loop", loop_->self()))
+            : Ref();
   Ref positional = keywords ? Ref::steal(PyTuple_Pack(1, arguments_[0].get())) : Ref();
-  Ref coroutine =
-      positional ? Ref::steal(PyObject_Call(method.get(), positional.get(), keywords.get())) : Ref();
+  Ref coroutine = positional
+                      ? Ref::steal(PyObject_Call(method.get(), positional.get(), keywords.get()))
+                      : Ref();
   awaited_ = coroutine ? awaitable_iterator(coroutine.get()) : Ref();
   if (!awaited_) {
     return PYGEN_ERROR;
@@ -414,11 +424,13 @@ PySendResult SockOperation::resolved(PyObject* infos, PyObject** result) {
 PySendResult SockOperation::wait(PyObject** result) {
   future_ = Ref::steal(new_future(*loop_));
   Ref number = future_ ? Ref::steal(PyLong_FromLong(fd_)) : Ref();
-  if (!number || !ensure_no_transport(*loop_, fd_, number.get()) || !loop_->check_open() ||
-      !loop_->watch(fd_, traits_of(call_).wanted, self_)) {
+  if (!number || !ensure_no_transport(*loop_, fd_, number.get()) || !loop_->check_open()) {
     return PYGEN_ERROR;
   }
-  stage_ = Stage::waiting;
+  stage_ = Stage::waiting;  // From here on an error takes the watcher away again.
+  if (!loop_->watch(fd_, traits_of(call_).wanted, self_)) {
+    return PYGEN_ERROR;
+  }
   awaited_ = awaitable_iterator(future_.get());
   if (!awaited_) {
     return PYGEN_ERROR;
@@ -468,10 +480,11 @@ void SockOperation::on_ready() {
   }
   stop_watching();
   data_.release();
-  Ref told = error ? Ref::steal(PyObject_CallMethodOneArg(future.get(), state.str_set_exception,
-                                                          error.value()))
-                   : Ref::steal(PyObject_CallMethodOneArg(future.get(), state.str_set_result,
-                                                          value.get()));
+  Ref told =
+      error
+          ? Ref::steal(
+                PyObject_CallMethodOneArg(future.get(), state.str_set_exception, error.value()))
+          : Ref::steal(PyObject_CallMethodOneArg(future.get(), state.str_set_result, value.get()));
   if (!told) {
     loop_->report("Exception in callback SockOperation.on_ready()", PendingError::take(), nullptr,
                   nullptr);
@@ -576,10 +589,9 @@ SockOperation::Attempt SockOperation::receive_into(Ref& result, bool with_peer) 
   }
   os::SocketAddress from;
   // socket.recv_into() asks the kernel nothing for an empty buffer, socket.recvfrom_into() does.
-  const IoResult received =
-      size == 0 && !with_peer
-          ? IoResult::success(0)
-          : os::receive_now(fd_, memory.data(), size, with_peer ? &from : nullptr);
+  const IoResult received = size == 0 && !with_peer ? IoResult::success(0)
+                                                    : os::receive_now(fd_, memory.data(), size,
+                                                                      with_peer ? &from : nullptr);
   memory.release();
   if (means_later(received.error)) {
     return Attempt::again;
@@ -626,8 +638,8 @@ SockOperation::Attempt SockOperation::accept(Ref& result) {
     set_os_error(accepted.error);
     return Attempt::failed;
   }
-  Ref sock = Ref::steal(accepted_socket(loop_->state(), sock_.get(),
-                                        UniqueFd(static_cast<int>(accepted.value))));
+  Ref sock = Ref::steal(
+      accepted_socket(loop_->state(), sock_.get(), UniqueFd(static_cast<int>(accepted.value))));
   result = with_address(std::move(sock), peer);
   return result ? Attempt::done : Attempt::failed;
 }

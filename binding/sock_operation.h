@@ -109,9 +109,10 @@ class SockOperation {
   Loop* loop_;
   py::Ref sock_;
   py::Ref arguments_[kArgumentsMax];
-  py::Ref awaited_;      // What the coroutine is suspended in: an iterator or a coroutine.
-  py::Ref future_;       // What the watcher completes.
-  py::BufferView data_;  // sendall: exported while there is something left to send, as asyncio does.
+  py::Ref awaited_;  // What the coroutine is suspended in: an iterator or a coroutine.
+  py::Ref future_;   // What the watcher completes.
+  py::BufferView
+      data_;  // sendall: exported while there is something left to send, as asyncio does.
   std::size_t size_ = 0;  // Bytes to read at most; of sendall, bytes sent.
   int fd_ = -1;
   SockCall call_;
@@ -126,8 +127,7 @@ struct SockOperationObject {
 
 // `object` must be of the module's sock_operation_type.
 [[nodiscard]] inline SockOperation& sock_operation_of(PyObject* object) noexcept {
-  return *reinterpret_cast<SockOperation*>(
-      reinterpret_cast<SockOperationObject*>(object)->storage);
+  return *reinterpret_cast<SockOperation*>(reinterpret_cast<SockOperationObject*>(object)->storage);
 }
 
 // What differs from one call to another by name and number.

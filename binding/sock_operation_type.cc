@@ -2,24 +2,12 @@
 
 #include <cstddef>
 
-#include "binding/py/guard.h"
 #include "binding/sock_operation.h"
 
 namespace cpploop {
 namespace {
 
 using py::Ref;
-
-// The body of an entry point that answers as am_send does.
-template <typename Body>
-PySendResult guard_send(Body body) {
-  try {
-    return body();
-  } catch (...) {
-    py::set_error_from_cpp();
-    return PYGEN_ERROR;
-  }
-}
 
 // A result as the older protocol tells it: by raising StopIteration. None needs no exception.
 [[nodiscard]] PyObject* as_iteration(PySendResult outcome, PyObject* result, bool for_next) {
@@ -42,7 +30,7 @@ PySendResult guard_send(Body body) {
 }
 
 PySendResult operation_am_send(PyObject* self, PyObject* value, PyObject** result) {
-  return guard_send([&] { return sock_operation_of(self).send(value, result); });
+  return sock_operation_of(self).send(value, result);
 }
 
 PyObject* operation_send(PyObject* self, PyObject* value) {
@@ -130,14 +118,12 @@ PyObject* operation_throw(PyObject* self, PyObject* const* values, Py_ssize_t co
     return nullptr;
   }
   PyObject* result = nullptr;
-  const PySendResult outcome =
-      guard_send([&] { return sock_operation_of(self).throw_in(exception.get(), &result); });
+  const PySendResult outcome = sock_operation_of(self).throw_in(exception.get(), &result);
   return as_iteration(outcome, result, false);
 }
 
 PyObject* operation_close(PyObject* self, PyObject*) {
-  return py::guard(
-      [&]() -> PyObject* { return sock_operation_of(self).close() ? py::none() : nullptr; });
+  return sock_operation_of(self).close() ? py::none() : nullptr;
 }
 
 // ---- attributes ----

@@ -32,7 +32,8 @@ void close_fd(int fd) noexcept;
 [[nodiscard]] IoResult receive(int fd, void* buffer, std::size_t size) noexcept;
 [[nodiscard]] IoResult send(int fd, const void* data, std::size_t size) noexcept;
 [[nodiscard]] IoResult send_vector(int fd, const iovec* parts, std::size_t count) noexcept;
-// For descriptors that others may have made blocking again: these two never wait. `from` may be null.
+// For descriptors that others may have made blocking again: these two never wait. `from` may be
+// null.
 [[nodiscard]] IoResult receive_now(int fd, void* buffer, std::size_t size,
                                    SocketAddress* from) noexcept;
 [[nodiscard]] IoResult send_now(int fd, const void* data, std::size_t size) noexcept;

@@ -267,18 +267,24 @@ class Loop(_native.Loop, ResolvingLoop):
     async def _sendfile_native(self, transp: Any, file: Any, offset: int, count: int | None) -> int:
         """Send a file by the kernel, behind what the transport has queued."""
         resume_reading = transp.is_reading()
+        # RuntimeError while another file is being sent.
+        drained = transp._make_empty_waiter()
         transp.pause_reading()
-        await transp._make_empty_waiter()
-        # A duplicate, because the kernel's epoll knows a descriptor once: waiting for this one and
-        # the transport's own reading must not get into each other's way.
-        sock = transp._sock.dup()
-        sock.setblocking(False)
-        transp._lend(True)
         try:
-            return await self.sock_sendfile(sock, file, offset, count, fallback=False)
+            await drained
+            # A duplicate, because the kernel's epoll knows a descriptor once: waiting for this one
+            # and the transport's own reading must not get into each other's way.
+            sock = transp._sock.dup()
+            sock.setblocking(False)
+            transp._lend(True)
+            try:
+                return await self.sock_sendfile(sock, file, offset, count, fallback=False)
+            finally:
+                transp._lend(False)
+                sock.close()
         finally:
-            transp._lend(False)
-            sock.close()
+            # Also when cancelled while earlier writes were still going out: asyncio's transport
+            # would refuse every write from then on.
             transp._reset_empty_waiter()
             if resume_reading:
                 transp.resume_reading()

@@ -158,7 +158,8 @@ def test_shutdown_waits_for_what_runs(loop: Any) -> None:
 
 
 @pytest.mark.skipif(
-    sys.version_info < (3, 13), reason="new in 3.12, whose first releases wait for the threads anyway"
+    sys.version_info < (3, 13),
+    reason="new in 3.12, whose first releases wait for the threads anyway",
 )
 def test_shutdown_with_a_timeout() -> None:
     release = threading.Event()

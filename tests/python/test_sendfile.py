@@ -1,19 +1,20 @@
 """loop.sendfile and loop.sock_sendfile.
 
-users.md section 3: uv#228 and #549 (missing in uvloop), aiohttp#5149 (files cut short), #1093 (out of
-order with earlier writes), C13 (aiohttp#1412, a duplicated descriptor made the loop spin).
+users.md section 3: uv#228 and #549 (missing in uvloop), aiohttp#5149 (files cut short), #1093 (out
+of order with earlier writes), C13 (aiohttp#1412, a duplicated descriptor made the loop spin).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import io
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import support
@@ -65,6 +66,10 @@ async def collect(peer: socket.socket, into: bytearray) -> None:
                 return
             into += chunk
             await asyncio.sleep(0)
+
+
+async def came(received: bytearray, size: int) -> None:
+    await support.eventually(lambda: len(received) >= size)
 
 
 @contextlib.asynccontextmanager
@@ -149,27 +154,28 @@ EDGES: list[tuple[Any, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("offset", "count"), EDGES)
 @pytest.mark.parametrize("kind", ["tcp", "unix", "tls", "sock"])
 @pytest.mark.parametrize("fallback", [True, False])
 def test_offsets_and_counts(
-    path: Path, kind: str, offset: Any, count: Any, fallback: bool, certs: support.Certificates
+    path: Path, kind: str, fallback: bool, certs: support.Certificates
 ) -> None:
-    """aiohttp#5149: count=None is the whole rest; the result, the bytes and tell() are asyncio's."""
+    """aiohttp#5149: count=None is the whole rest; result, bytes and tell() are asyncio's."""
 
     async def scenario(env: support.Env) -> None:
-        with path.open("rb") as file:
-            file.seek(7)
+        for offset, count in EDGES:
             async with target(env, kind, certs) as (call, received):
-                outcome = await outcome_of(call(file, offset, count, fallback=fallback))
-                env.log(*outcome)
+                with path.open("rb") as file:
+                    file.seek(7)
+                    outcome = await outcome_of(call(file, offset, count, fallback=fallback))
+                    env.log(offset, count, *outcome)
+                    env.log("position", file.tell())
                 expected = outcome[1] if outcome[0] == "returned" else 0
-                await support.eventually(lambda: len(received) >= expected)
-                env.log("received", bytes(received))
-                assert bytes(received) == CONTENT[offset or 0 :][: len(received)] or not received
-            env.log("position", file.tell())
+                await came(received, expected)
+                env.log("received", len(received), hashlib.sha256(received).hexdigest())
+                if kind == "tcp" and outcome[0] == "returned":
+                    assert received == CONTENT[offset or 0 :][:expected]
 
-    support.compare(scenario)
+    support.compare(scenario, timeout=60)
 
 
 @contextlib.asynccontextmanager
@@ -240,9 +246,7 @@ def files_of_other_kinds() -> dict[str, Callable[[Path], Any]]:
         "bytesio": lambda path: io.BytesIO(b"bytes in memory"),
         "stringio": lambda path: io.StringIO("text in memory"),
         "pipe": pipe,
-        "directory": lambda path: os.fdopen(os.open(path.parent, os.O_RDONLY), "rb", closefd=True)
-        if False
-        else _Directory(path.parent),
+        "directory": lambda path: _Directory(path.parent),
         "closed": closed,
         "none": lambda path: contextlib.nullcontext(None),
         "number": lambda path: contextlib.nullcontext(5),
@@ -267,7 +271,7 @@ class _Directory:
 
     def seek(self, offset: int) -> None: ...
 
-    def __enter__(self) -> _Directory:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *args: object) -> None:
@@ -288,7 +292,7 @@ def test_files_of_other_kinds(
                 outcome = await outcome_of(call(opened, 0, None, fallback=fallback))
                 env.log(*outcome)
                 expected = outcome[1] if outcome[0] == "returned" else 0
-                await support.eventually(lambda: len(received) >= expected)
+                await came(received, expected)
                 env.log("received", bytes(received))
 
     support.compare(scenario)
@@ -392,12 +396,12 @@ def test_debug_mode_refuses_blocking_sockets() -> None:
 # --------------------------------------------------------------------------- what goes on meanwhile
 
 
-def test_writing_meanwhile_is_refused() -> None:
+def test_writing_meanwhile_is_refused(path: Path) -> None:
     async def scenario(env: support.Env) -> None:
-        async with support.transport_pair(support.Recorder()) as (transport, peer):
+        recorder = support.Recorder()
+        async with support.transport_pair(recorder) as (transport, peer):
             await support.fill(transport)
-            file: Any = io.BytesIO(b"x")
-            with open(__file__, "rb") as file:
+            with path.open("rb") as file:
                 sending = asyncio.ensure_future(env.loop.sendfile(transport, file))
                 await support.turns(2)
                 for write in (
@@ -409,11 +413,35 @@ def test_writing_meanwhile_is_refused() -> None:
                         write()
                     except RuntimeError as exc:
                         env.log("refused", str(exc))
-                sending.cancel()
-                await asyncio.gather(sending, return_exceptions=True)
-                transport.write(b"again")
+                async with reading(peer):
+                    env.log("sent", await sending)
+                    transport.write(b"again")
 
     support.compare(scenario)
+
+
+def test_cancelled_before_it_began(loop_name: str, run: Any, path: Path) -> None:
+    """Cancelled while earlier writes go out, it leaves a transport that works."""
+    support.needs_cpploop(loop_name, "its transport refuses every write from then on")
+
+    async def main(env: support.Env) -> None:
+        recorder = support.Recorder()
+        async with support.transport_pair(recorder) as (transport, peer):
+            filled = await support.fill(transport)
+            with path.open("rb") as file:
+                sending = asyncio.ensure_future(env.loop.sendfile(transport, file))
+                await support.turns(2)
+                sending.cancel()
+                await asyncio.gather(sending, return_exceptions=True)
+            assert transport.is_reading()
+            async with reading(peer) as received:
+                transport.write(b"again")
+                await support.eventually(lambda: len(received) == filled + 5)
+                assert received.endswith(b"again")
+            peer.send(b"x")
+            await recorder.until_received(1)
+
+    run(main)
 
 
 def test_data_that_comes_meanwhile_waits(run: Any, path: Path) -> None:
@@ -465,13 +493,14 @@ def test_watermarks(run: Any, path: Path, kind: str, certs: support.Certificates
             async with target(env, kind, certs) as (call, received):
                 with path.open("rb") as file:
                     for _ in range(3):
+                        file.seek(0)
                         assert await call(file) == SIZE
                     await support.eventually(lambda: len(received) >= 3 * SIZE)
             return
         recorder = support.Recorder()
         async with support.transport_pair(recorder) as (transport, peer):
             transport.set_write_buffer_limits(high=1000, low=100)
-            await support.fill(transport)
+            transport.write(bytes(5_000_000))
             assert recorder.names().count("pause_writing") == 1
             with path.open("rb") as file:
                 sending = asyncio.ensure_future(env.loop.sendfile(transport, file))
@@ -518,7 +547,10 @@ def test_a_peer_that_goes_in_the_middle(run: Any, how: str, queued: bool, tmp_pa
 
 
 @pytest.mark.parametrize("end", ["close", "abort"])
-def test_a_transport_closed_in_the_middle(run: Any, end: str, tmp_path: Path) -> None:
+def test_a_transport_closed_in_the_middle(
+    loop_name: str, run: Any, end: str, tmp_path: Path
+) -> None:
+    """The sending ends with it. On asyncio it may wait for ever."""
     large = tmp_path / "large"
     large.write_bytes(bytes(8_000_000))
 
@@ -530,9 +562,9 @@ def test_a_transport_closed_in_the_middle(run: Any, end: str, tmp_path: Path) ->
                 await asyncio.sleep(0.02)
                 getattr(transport, end)()
                 async with reading(peer) as received:
-                    await asyncio.gather(
-                        asyncio.wait_for(sending, 5), return_exceptions=True
-                    )
+                    limit = 5 if loop_name == "cpploop" else 0.1
+                    outcome = await outcome_of(asyncio.wait_for(sending, limit))
+                    assert outcome[1] != "TimeoutError" or loop_name == "asyncio", outcome
                     await recorder.until("connection_lost")
                     assert bytes(received) == bytes(len(received))
                 assert recorder.count("connection_lost") == 1
@@ -600,17 +632,23 @@ def test_many_files_one_after_another_and_at_once(run: Any, path: Path) -> None:
     run(main)
 
 
-def test_two_at_once_over_one_transport() -> None:
-    """The second waits for the first as asyncio's does, or is refused as there."""
+def test_two_at_once_over_one_transport(run: Any, path: Path) -> None:
+    """The second is refused and does not disturb the first."""
 
-    async def scenario(env: support.Env) -> None:
+    async def main(env: support.Env) -> None:
         async with support.transport_pair(support.Recorder()) as (transport, peer):
-            await support.fill(transport)
-            with open(__file__, "rb") as one, open(__file__, "rb") as two:
+            filled = await support.fill(transport)
+            with path.open("rb") as one, path.open("rb") as two:
                 first = asyncio.ensure_future(env.loop.sendfile(transport, one, 0, 100))
                 await support.turns(2)
-                env.log(*await outcome_of(env.loop.sendfile(transport, two, 0, 100)))
-                first.cancel()
-                await asyncio.gather(first, return_exceptions=True)
+                # asyncio's own table of transports misses it by then: KeyError.
+                with pytest.raises((RuntimeError, KeyError)):
+                    await env.loop.sendfile(transport, two, 0, 100)
+                with pytest.raises(RuntimeError, match="sendfile is in progress"):
+                    transport.write(b"x")
+                async with reading(peer) as received:
+                    assert await first == 100
+                    await support.eventually(lambda: len(received) == filled + 100)
+            assert transport.is_reading()
 
-    support.compare(scenario)
+    run(main)

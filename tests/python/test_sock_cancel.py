@@ -1,4 +1,4 @@
-"""loop.sock_*() cancelled, replaced and many at once: no byte is lost, read twice or given to another.
+"""loop.sock_*() cancelled, replaced, many at once: no byte is lost, read twice or misdelivered.
 
 users.md C13 (uv#378: thousands of concurrent sock_connect ended in a storm of InvalidStateError).
 """
@@ -235,7 +235,7 @@ def test_both_directions_at_once(run: Any) -> None:
     run(main)
 
 
-# --------------------------------------------------------------------------- descriptors that go away
+# --------------------------------------------------------------------------- closed sockets
 
 
 def test_a_closed_socket_whose_number_is_used_again(run: Any) -> None:
@@ -447,7 +447,7 @@ def test_tasks_dropped_while_they_wait(loop_factory: support.LoopFactory) -> Non
     loop.set_exception_handler(lambda loop, context: reports.append(context))
 
     async def wait(sock: socket.socket, memory: Marker) -> None:
-        await loop.sock_recv_into(sock, memory)
+        await asyncio.get_running_loop().sock_recv_into(sock, memory)
 
     for _ in range(10):
         ours, peer = support.unix_pair()

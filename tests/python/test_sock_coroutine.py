@@ -261,7 +261,7 @@ def test_throw_with_the_old_arguments(loop: Loop, sockets: Sockets) -> None:
                 operation.throw(*arguments)
             except BaseException as exc:
                 operation.close()
-                # asyncio's coroutine throws in the same way into the future's iterator, and warns anew.
+                # asyncio's throws in the same way into the future's iterator, and warns anew.
                 notes = sorted({str(warning.message) for warning in caught})
                 return f"{type(exc).__name__} {exc.args} {notes}"
         return "returned"
