@@ -210,6 +210,23 @@ PySendResult SockOperation::leave(PySendResult outcome) {
   return outcome;
 }
 
+const char* SockOperation::state_name() const noexcept {
+  if (running_) {
+    return "CORO_RUNNING";
+  }
+  switch (stage_) {
+    case Stage::created:
+      return "CORO_CREATED";
+    case Stage::finished:
+      return "CORO_CLOSED";
+    case Stage::waiting:
+    case Stage::resolving:
+    case Stage::delegated:
+      break;
+  }
+  return "CORO_SUSPENDED";
+}
+
 PySendResult SockOperation::send(PyObject* value, PyObject** result) {
   *result = nullptr;
   if (!enter()) {

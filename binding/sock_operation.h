@@ -55,10 +55,10 @@ class SockOperation {
   void on_ready();
 
   [[nodiscard]] SockCall call() const noexcept { return call_; }
-  [[nodiscard]] bool started() const noexcept { return stage_ != Stage::created; }
   [[nodiscard]] bool suspended() const noexcept { return awaited_ && !running_; }
   [[nodiscard]] bool running() const noexcept { return running_; }
-  [[nodiscard]] PyObject* loop_object() const noexcept { return loop_object_.get(); }
+  // One of the names that inspect.getcoroutinestate() knows.
+  [[nodiscard]] const char* state_name() const noexcept;
 
   // The object is going away, or is garbage.
   void finalize();

@@ -142,6 +142,9 @@ PyObject* get_running(PyObject* self, void*) {
 PyObject* get_suspended(PyObject* self, void*) {
   return py::boolean(sock_operation_of(self).suspended());
 }
+PyObject* get_state(PyObject* self, void*) {
+  return PyUnicode_FromString(sock_operation_of(self).state_name());
+}
 // There is no Python code and so no frame: asyncio's tools know that of other native coroutines.
 PyObject* get_none(PyObject*, void*) { return py::none(); }
 
@@ -194,6 +197,7 @@ PyGetSetDef operation_getset[] = {
     {"__qualname__", get_qualname, nullptr, "The method's name behind its class's.", nullptr},
     {"cr_running", get_running, nullptr, "Whether it runs at this moment.", nullptr},
     {"cr_suspended", get_suspended, nullptr, "Whether it waits.", nullptr},
+    {"cr_state", get_state, nullptr, "What inspect.getcoroutinestate() says of it.", nullptr},
     {"cr_code", get_none, nullptr, "None: there is no Python code.", nullptr},
     {"cr_frame", get_none, nullptr, "None: there is no Python frame.", nullptr},
     {"cr_origin", get_none, nullptr, "None: origins are tracked in debug mode only.", nullptr},

@@ -175,8 +175,9 @@ TEST_F(ReadinessWatchersTest, RefusedWriterLeavesTheReaderAsItWas) {
   loop_.turn();
   loop_.backend->refuse(fd_.get(), ENOSPC);
   EXPECT_EQ(add(fd_.get(), kWantWritable, make()), ENOSPC);
-  EXPECT_TRUE(watchers().has(fd_.get(), kWantReadable));
-  EXPECT_FALSE(watchers().has(fd_.get(), kWantWritable));
+  EXPECT_EQ(watchers().at(fd_.get(), kWantReadable), reader);
+  EXPECT_EQ(watchers().at(fd_.get(), kWantWritable), nullptr);
+  EXPECT_EQ(watchers().at(-1, kWantReadable), nullptr);
   loop_.backend->set_readable(fd_.get(), true);
   loop_.turn();
   EXPECT_EQ(reader->notices, 1);

@@ -11,6 +11,7 @@
 #include <chrono>
 #include <climits>
 #include <csignal>
+#include <cstring>
 #include <string>
 #include <thread>
 
@@ -96,6 +97,53 @@ TEST(SocketOps, SendingToAClosedPeerIsAnErrorAndNoSignal) {
   EXPECT_EQ(os::send(pair.near_end.get(), "x", 1).error, EPIPE);
   const iovec part{const_cast<char*>("x"), 1};
   EXPECT_EQ(os::send_vector(pair.near_end.get(), &part, 1).error, EPIPE);
+}
+
+TEST(SocketOps, TheImpatientPairNeverWaitsOnABlockingDescriptor) {
+  int fds[2] = {-1, -1};
+  ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
+  const UniqueFd near_end(fds[0]);
+  const UniqueFd far_end(fds[1]);
+  EXPECT_FALSE(os::is_non_blocking(near_end.get()));
+  EXPECT_FALSE(os::is_non_blocking(-1));
+  EXPECT_TRUE(os::is_non_blocking(socket_pair().near_end.get()));
+  std::array<char, 4096> buffer{};
+  EXPECT_TRUE(os::receive_now(near_end.get(), buffer.data(), 1, nullptr).would_block());
+  IoResult sent;
+  while ((sent = os::send_now(near_end.get(), buffer.data(), buffer.size())).ok()) {
+  }
+  EXPECT_TRUE(sent.would_block());
+}
+
+TEST(SocketOps, ReceivesFromWhoSent) {
+  const UniqueFd receiver(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  const UniqueFd sender(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  sockaddr_in any{};
+  any.sin_family = AF_INET;
+  any.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  for (const int fd : {receiver.get(), sender.get()}) {
+    ASSERT_EQ(::bind(fd, reinterpret_cast<const sockaddr*>(&any), sizeof(any)), 0);
+  }
+  os::SocketAddress to;
+  os::SocketAddress expected;
+  ASSERT_TRUE(os::local_address(receiver.get(), to).ok());
+  ASSERT_TRUE(os::local_address(sender.get(), expected).ok());
+  ASSERT_TRUE(os::connect(sender.get(), to).ok());
+  EXPECT_EQ(os::send_now(sender.get(), "hello", 5).value, 5);
+  std::array<char, 16> buffer{};
+  os::SocketAddress from;
+  EXPECT_EQ(os::receive_now(receiver.get(), buffer.data(), 2, &from).value, 2);
+  ASSERT_EQ(from.length, expected.length);
+  EXPECT_EQ(std::memcmp(&from.storage, &expected.storage, from.length), 0);
+}
+
+TEST(SocketOps, AStreamHasNoSenderToName) {
+  const SocketPair pair = socket_pair();
+  ASSERT_EQ(os::send(pair.near_end.get(), "x", 1).value, 1);
+  char byte = 0;
+  os::SocketAddress from;
+  EXPECT_EQ(os::receive_now(pair.far_end.get(), &byte, 1, &from).value, 1);
+  EXPECT_EQ(from.family(), AF_UNSPEC);
 }
 
 TEST(SocketOps, VectorsLongerThanTheKernelTakesAreSentInPart) {
