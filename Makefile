@@ -78,6 +78,11 @@ soak: ## Run everything a loop does for an hour and look whether anything grows 
 	@scripts/venv.sh "$(PYTHON)" "$(VENV)"
 	$(RUN) tests/soak/run.py $(SOAK_ARGS)
 
+.PHONY: differential
+differential: ## Compare the loops on random scripts for ten minutes (DIFFERENTIAL_ARGS="--seed 7 --kind tls")
+	@scripts/venv.sh "$(PYTHON)" "$(VENV)"
+	$(RUN) tests/differential/run.py --seconds 600 $(DIFFERENTIAL_ARGS)
+
 .PHONY: bench
 bench: ## Run the benchmarks in .venv-bench beside the rivals (BENCH_ARGS=--quick for a smoke test)
 	@scripts/venv.sh "$(PYTHON)" .venv-bench

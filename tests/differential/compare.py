@@ -1,0 +1,111 @@
+"""Compares the loops on a script, and says what a difference is worth."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from typing import Any
+
+import engine
+import oracle
+
+
+class Difference(AssertionError):
+    """cpploop does not do what asyncio does."""
+
+    def __init__(self, script: dict[str, Any], text: str) -> None:
+        super().__init__(text)
+        self.script = script
+        self.text = text
+
+
+class Tally:
+    """What was compared, by kind."""
+
+    def __init__(self) -> None:
+        self.scripts: Counter[str] = Counter()
+        self.steps: Counter[str] = Counter()
+        self.bytes: Counter[str] = Counter()
+        self.unstable: Counter[str] = Counter()
+        self.wobbled: Counter[str] = Counter()
+
+    def lines(self) -> list[str]:
+        rows = [("kind", "scripts", "steps", "bytes", "unstable", "wobbled")]
+        for kind in sorted(self.scripts):
+            counters = (self.scripts, self.steps, self.bytes, self.unstable, self.wobbled)
+            rows.append((kind, *(f"{counter[kind]:,}" for counter in counters)))
+        totals = (self.scripts, self.steps, self.bytes, self.unstable, self.wobbled)
+        rows.append(("all", *(f"{counter.total():,}" for counter in totals)))
+        return ["".join(f"{cell:>16}" for cell in row) for row in rows]
+
+
+class Comparer:
+    """Runs scripts on both loops."""
+
+    def __init__(self) -> None:
+        self.mended = oracle.mend()
+        self.loops = oracle.loops()
+        self.tally = Tally()
+
+    def run(self, script: dict[str, Any], loop: str) -> engine.Result:
+        return engine.run(script, self.loops[loop])
+
+    def check(self, script: dict[str, Any]) -> None:
+        """Raise Difference when cpploop differs from an asyncio that agrees with itself."""
+        kind = script["kind"]
+        expected = self.run(script, "asyncio")
+        actual = self.run(script, "cpploop")
+        tally = self.tally
+        tally.scripts[kind] += 1
+        tally.steps[kind] += len(script["steps"])
+        tally.bytes[kind] += expected.bytes
+        if self._same(script, expected, actual):
+            return
+        if self._unstable(script, expected, actual):
+            tally.unstable[kind] += 1
+            return
+        again = self.run(script, "cpploop")
+        if self._same(script, expected, again):
+            # The kernel's timing, most likely: asyncio agreed with itself four times.
+            tally.wobbled[kind] += 1
+            return
+        raise Difference(script, self._explain(script, expected, actual))
+
+    def _same(self, script: dict[str, Any], expected: Any, actual: Any) -> bool:
+        # asyncio's own failing of an invariant is no excuse for ours.
+        return self._trace(script, expected) == self._trace(script, actual) and not actual.broken
+
+    def _unstable(self, script: dict[str, Any], expected: engine.Result, actual: Any) -> bool:
+        mine = self._trace(script, expected)
+        runs = [self.run(script, name) for name in ("asyncio", "shaken", "asyncio")]
+        if any(self._trace(script, run) != mine for run in runs):
+            return True
+        # Where asyncio falls over itself it is no oracle any more; up to there it is.
+        end = _failure(expected, mine)
+        return end is not None and mine[:end] == self._trace(script, actual)[:end]
+
+    def _trace(self, script: dict[str, Any], result: engine.Result) -> list[Any]:
+        if script.get("peek", True):
+            return result.trace
+        # Several writes of one callback are one send of ours, so fewer of them fail on their own.
+        dropped = ("log", "WARNING", "socket.send() raised exception.")
+        return [entry for entry in result.trace if entry != dropped]
+
+    def _explain(self, script: dict[str, Any], expected: Any, actual: Any) -> str:
+        lines = difflib.unified_diff(
+            [repr(entry) for entry in self._trace(script, expected)],
+            [repr(entry) for entry in self._trace(script, actual)],
+            "asyncio",
+            "cpploop",
+            n=100,
+            lineterm="",
+        )
+        return "\n".join([*lines, *(f"broken: {text}" for text in actual.broken)])
+
+
+def _failure(result: engine.Result, trace: list[Any]) -> int | None:
+    """Where in its TRACE asyncio met an error of its own code, or broke an invariant."""
+    for index, entry in enumerate(trace):
+        if "'NoneType' object" in repr(entry):
+            return index
+    return len(trace) if result.broken else None

@@ -1,0 +1,122 @@
+"""The two loops, and what must be known of asyncio to use it as the oracle.
+
+``plain`` is the asyncio of the running interpreter, with its known bugs mended where a later patch
+release of the same minor version has mended them: cpploop follows the mended one on every Python.
+``shaken`` is the same asyncio with other sizes in the kernel and in its reads. A script whose trace
+depends on such sizes tells nothing, and comes out different on these two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+from asyncio import constants, selector_events, sslproto, unix_events
+from asyncio.log import logger
+from collections.abc import Callable, Iterator
+from typing import Any
+
+_Socket: Any = selector_events._SelectorSocketTransport
+_ReadPipe: Any = unix_events._UnixReadPipeTransport
+_Tls: Any = sslproto.SSLProtocol
+
+BUFFER = 1 << 16
+SHAKEN_BUFFER = 3 << 15
+SHAKEN_READ = 16 * 1024
+
+
+class Loop:
+    """How to make one of the loops, and the sizes it runs with."""
+
+    def __init__(self, name: str, factory: Callable[[], Any], shaken: bool = False) -> None:
+        self.name = name
+        self.factory = factory
+        self.buffer = SHAKEN_BUFFER if shaken else BUFFER
+        self._shaken = shaken
+
+    @contextlib.contextmanager
+    def sizes(self) -> Iterator[None]:
+        if not self._shaken:
+            yield
+            return
+        # The base class of TCP and datagram transports holds the size; datagrams are left alone.
+        saved = selector_events._SelectorTransport.max_size, _ReadPipe.max_size, _Tls.max_size
+        _Socket.max_size = _ReadPipe.max_size = SHAKEN_READ
+        _Tls.max_size = 2 * SHAKEN_READ
+        try:
+            yield
+        finally:
+            del _Socket.max_size
+            _, _ReadPipe.max_size, _Tls.max_size = saved
+
+
+def loops() -> dict[str, Loop]:
+    import cpploop
+
+    return {
+        "asyncio": Loop("asyncio", asyncio.SelectorEventLoop),
+        "shaken": Loop("asyncio with other sizes", asyncio.SelectorEventLoop, shaken=True),
+        "cpploop": Loop("cpploop", cpploop.new_event_loop),
+    }
+
+
+# --------------------------------------------------------------------------- mended bugs
+
+
+def mend() -> list[str]:
+    """Mend the running asyncio where it needs it; returns what was mended."""
+    mended = []
+    own = vars(_Socket).get("writelines")
+    if own is not None:
+        source = inspect.getsource(own)
+        if not all(part in source for part in ("_conn_lost", "_maybe_pause_protocol", "if data")):
+            _Socket.writelines = _writelines
+            mended.append("writelines() after a lost connection, over the high mark, empty pieces")
+    flush = vars(_Socket).get("_write_sendmsg") or vars(_Socket)["_write_ready"]
+    if "not self._conn_lost" not in inspect.getsource(flush):
+        _mend_close_while_flushing()
+        mended.append("connection_lost() twice after closing in resume_writing()")
+    return mended
+
+
+def _writelines(self: Any, pieces: Any) -> None:
+    if self._eof:
+        raise RuntimeError("Cannot call writelines() after write_eof()")
+    if self._empty_waiter is not None:
+        raise RuntimeError("unable to writelines; sendfile is in progress")
+    views = [view for view in map(memoryview, pieces) if view.nbytes]
+    if not views:
+        return
+    if self._conn_lost:
+        if self._conn_lost >= constants.LOG_THRESHOLD_FOR_CONNLOST_WRITES:
+            logger.warning("socket.send() raised exception.")
+        self._conn_lost += 1
+        return
+    self._buffer.extend(views)
+    # close() takes the instance's writer away while the class still has it.
+    _Socket._write_sendmsg(self)
+    if self._buffer and self._loop is not None and not self._conn_lost:
+        self._loop._add_writer(self._sock_fd, self._write_sendmsg)
+        self._maybe_pause_protocol()
+
+
+def _mend_close_while_flushing() -> None:
+    lost, resume = _Socket._call_connection_lost, _Socket._maybe_resume_protocol
+
+    def _maybe_resume_protocol(self: Any) -> None:
+        before = self._conn_lost
+        resume(self)
+        if self._conn_lost and not before:
+            # The loss is scheduled: the flush that called us must not tell it as well.
+            self._told_later = True
+
+    def _call_connection_lost(self: Any, exc: BaseException | None) -> None:
+        if getattr(self, "_told_later", False):
+            self._told_later = False
+            return
+        if not self._conn_lost:
+            self._conn_lost = 1
+        lost(self, exc)
+
+    _Socket._maybe_resume_protocol = _maybe_resume_protocol
+    _Socket._call_connection_lost = _call_connection_lost
