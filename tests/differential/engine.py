@@ -277,6 +277,8 @@ class Run:
         logger.setLevel(logging.DEBUG if debug else logging.WARNING)
         logger.propagate = False
         sys.unraisablehook = self._unraisable
+        # What this run leaves behind is then in the youngest generation, whose collection is quick.
+        gc.disable()
         with warnings.catch_warnings(record=True) as caught, self.sizes.sizes():
             warnings.simplefilter("always")
             try:
@@ -284,7 +286,8 @@ class Run:
             finally:
                 logger.removeHandler(capture)
             self._forget()
-            gc.collect()
+            gc.collect(0)
+            gc.enable()
             sys.unraisablehook = saved[2]
         logger.level, logger.propagate = saved[:2]
         for text in sorted(f"{w.category.__name__}: {normalise(w.message)}" for w in caught):

@@ -63,6 +63,9 @@ class _SwallowsErrors(_Socket):  # type: ignore[misc]
 
 
 def _streams(transport: Any) -> Callable[[], Any]:
+    # Debug mode logs its repr, which should not be what gives it away.
+    transport.__name__ = _Socket.__name__
+
     class Loop(asyncio.SelectorEventLoop):
         def _make_socket_transport(self, *args: Any, **kwargs: Any) -> Any:
             return transport(self, *args, **kwargs)
