@@ -23,6 +23,7 @@ from peers import Source, Sum
 
 QUIET_TURNS = 6
 MAX_TURNS = 5000
+ENDLESS = "the script never comes to rest"
 EXCEPTIONS: dict[str, Callable[[], BaseException]] = {
     "ValueError": lambda: ValueError("raised by the script"),
     "OSError": lambda: OSError(5, "raised by the script"),
@@ -346,13 +347,19 @@ class Run:
             for end in self.ends.values():
                 method = getattr(end.transport, what, None)
                 if method is not None:
-                    end.log("end", what, _outcome(method))
+                    end.log("end", what, self._from_outside(method))
             self.barrier()
             self._mark("closed")
         if self.peer is not None:
             self.peer.dispose()
         self.barrier()
         self._mark("end")
+
+    def _from_outside(self, function: Callable[[], Any]) -> Any:
+        try:
+            return _outcome(function)
+        except (KeyboardInterrupt, SystemExit) as exc:
+            return ("left", summarise(exc))
 
     def _forget(self) -> None:
         for end in self.ends.values():
@@ -390,7 +397,7 @@ class Run:
             quiet = 0 if self.active or sizes != self._queued() else quiet + 1
             turns += 1
             if turns > MAX_TURNS:
-                self.report("the script never comes to rest")
+                self.report(ENDLESS)
                 return
 
     def _queued(self) -> list[Any]:

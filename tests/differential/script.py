@@ -121,16 +121,25 @@ def _then(callback: str) -> Any:
     return st.one_of(_NOTHING, _NOTHING, _NOTHING, _RAISE)
 
 
+def _some(operations: list[Any]) -> Any:
+    """All the operations, or a few: scripts of few kinds of steps go deeper."""
+    few = st.sets(st.integers(0, len(operations) - 1), min_size=2, max_size=6)
+    return st.one_of(
+        st.just(operations),
+        few.map(lambda chosen: [operations[index] for index in sorted(chosen)]),
+    )
+
+
 @st.composite
 def scripts(draw: Any, kind: str) -> dict[str, Any]:
     """A script for the pairs of KIND."""
-    operations = st.one_of(_OPERATIONS[kind])
+    operations = st.one_of(draw(_some(_OPERATIONS[kind])))
     callbacks = _CALLBACKS.get(kind, _STREAM_CALLBACKS)
     setup: dict[str, Any] = {}
     if kind in kinds.STREAMS:
         setup["protocol"] = draw(st.sampled_from(["stream", "buffered"]))
         if setup["protocol"] == "buffered":
-            setup["memory"] = draw(st.sampled_from([65536, 1000, 7]))
+            setup["memory"] = draw(st.sampled_from([65536, 4000, 700]))
         if draw(st.booleans()):
             setup["server"] = True
     elif kind == "udp":

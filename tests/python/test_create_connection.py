@@ -195,6 +195,8 @@ def blackhole() -> tuple[list[socket.socket], tuple[str, int]]:
 
 @pytest.mark.parametrize("delay", [0.05, 0.0])
 def test_happy_eyeballs_goes_round_a_blackhole(delay: float) -> None:
+    """uv#406"""
+
     async def scenario(env: Env) -> None:
         held, dead = blackhole()
         try:
@@ -218,6 +220,8 @@ def test_happy_eyeballs_goes_round_a_blackhole(delay: float) -> None:
 
 
 def test_happy_eyeballs_all_fail() -> None:
+    """uv#406"""
+
     async def scenario(env: Env) -> None:
         holder, port = support.refused_port()
         with holder:
@@ -235,7 +239,7 @@ def test_happy_eyeballs_all_fail() -> None:
 @pytest.mark.parametrize("kwargs", [{}, {"interleave": 1}, {"interleave": 2}, {"interleave": 0}])
 @pytest.mark.parametrize("eyeballs", [False, True])
 def test_interleave(kwargs: dict[str, Any], eyeballs: bool) -> None:
-    """The order in which addresses of both families are tried."""
+    """The order in which addresses of both families are tried (uv#406)."""
     if not support.has_ipv6():
         pytest.skip("no IPv6 here")
     if eyeballs:

@@ -123,6 +123,7 @@ def test_options_of_the_listening_socket() -> None:
 
 
 def test_keep_alive_is_inherited_by_connections(run: Any) -> None:
+    """zuv#27"""
     if sys.version_info < (3, 13):
         pytest.skip("keep_alive came with Python 3.13")
 
@@ -140,7 +141,7 @@ def test_keep_alive_is_inherited_by_connections(run: Any) -> None:
 
 
 def test_two_servers_share_a_port(run: Any) -> None:
-    """reuse_port: the kernel balances between them."""
+    """reuse_port: the kernel balances between them (skypilot#10016)."""
 
     async def main(env: Env) -> None:
         counts = [0, 0]

@@ -176,7 +176,10 @@ def slow_reports(factory: support.LoopFactory, kind: str, debug: bool = True) ->
 
 @pytest.mark.parametrize("kind", ["callback", "timer", "task", "reader", "fast"])
 def test_slow_callbacks_are_logged(kind: str) -> None:
-    """The text names the handle, or the task, and the time it took: exactly asyncio's."""
+    """The text names the handle, or the task, and the time it took: exactly asyncio's.
+
+    uv#103, uv#33.
+    """
     records = same_on_both(lambda factory: slow_reports(factory, kind))
     assert len(records) == (0 if kind == "fast" else 1)
     if records:
@@ -224,7 +227,7 @@ THREAD_CHECKS: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("name", THREAD_CHECKS)
 def test_calls_from_another_thread(name: str) -> None:
-    """In debug mode a call that is not thread-safe says so."""
+    """In debug mode a call that is not thread-safe says so (zuv#160)."""
 
     def attempt(factory: support.LoopFactory) -> Any:
         with open_loop(factory) as loop:

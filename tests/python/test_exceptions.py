@@ -257,7 +257,7 @@ def test_default_exception_handler_texts(context: dict[str, Any]) -> None:
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("name", ["call_soon", "call_later", "reader", "task", "done callback"])
 def test_leaves_run_forever(loop: Any, kind: type[BaseException], name: str) -> None:
-    """The loop can be run again, and what was ready has not been lost."""
+    """The loop can be run again, and what was ready has not been lost (uv#335)."""
     order: list[str] = []
 
     def leave(*args: Any) -> None:

@@ -215,7 +215,7 @@ def test_the_end_with_a_running_daemon_loop_many_times(loop_name: str) -> None:
 
 
 def test_modules_are_unloaded_with_an_open_loop(loop_name: str) -> None:
-    """The loop is found by the collector only after its own modules were taken apart."""
+    """The loop is found by the collector only after its own modules were taken apart (C5)."""
     source = """
         import asyncio, gc, sys
         gc.disable()

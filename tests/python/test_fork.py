@@ -98,7 +98,10 @@ def test_the_child_of_a_running_loop_has_none(loop_name: str) -> None:
 
 
 def test_closing_the_inherited_loop_leaves_the_parents_alone(loop_name: str) -> None:
-    """Registrations, timers, wake-ups and transports of the parent survive the child's close()."""
+    """Registrations, timers, wake-ups and transports of the parent survive the child's close().
+
+    uv#26.
+    """
     source = """
         async def main():
             loop = asyncio.get_running_loop()
@@ -260,7 +263,7 @@ def test_queued_bytes_are_sent_once(loop_name: str) -> None:
 
 
 def test_prefork_accepting(loop_name: str) -> None:
-    """gunicorn's shape: one listening socket, several children, each with its own loop."""
+    """gunicorn's shape: one listening socket, several children, each with its own loop (uv#39)."""
     source = """
         listener = socket.socket()
         listener.bind(("127.0.0.1", 0))
@@ -389,6 +392,7 @@ def test_fork_inside_a_callback_and_going_on_in_the_child(loop_name: str) -> Non
 
 
 def test_multiprocessing_fork_from_a_running_loop(loop_name: str) -> None:
+    """cpy#66285"""
     source = f"""
         import multiprocessing
         sys.path.insert(0, {support.__file__.rpartition("/")[0]!r})

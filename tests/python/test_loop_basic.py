@@ -47,6 +47,7 @@ def test_making_a_loop_makes_nothing_current(loop_factory: support.LoopFactory) 
 
 
 def test_time_is_monotonic_time(loop: Any) -> None:
+    """uv#359, uv#29"""
     before = time.monotonic()
     now = loop.time()
     after = time.monotonic()
@@ -68,7 +69,7 @@ def test_repr_tells_the_state(loop_factory: support.LoopFactory) -> None:
 
 
 def test_cpploop_says_its_name() -> None:
-    """Users must see which loop they run, in repr as elsewhere."""
+    """Users must see which loop they run, in repr as elsewhere (aegis-stack#1200)."""
     if "cpploop" not in support.selected_loops():
         pytest.skip("cpploop is not selected")
     with open_loop(support.factory("cpploop")) as loop:
@@ -327,6 +328,8 @@ def test_a_thread_has_no_running_loop_of_another_thread(run: Callable[..., Any])
 
 
 def test_an_idle_loop_does_not_spin(run: Callable[..., Any]) -> None:
+    """C14, zuv#70"""
+
     async def main() -> None:
         await support.assert_idle()
 

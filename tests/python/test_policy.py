@@ -78,7 +78,7 @@ def test_in_threads() -> None:
 
 
 def test_warnings_of_install() -> None:
-    """Where asyncio deprecates policies, the warning names the caller's own line."""
+    """Where asyncio deprecates policies, the warning names the caller's own line (uv#637)."""
     import cpploop
 
     with warnings.catch_warnings(record=True) as caught:

@@ -371,7 +371,10 @@ def test_end_of_file_wakes_the_reader(loop: Any, pair: Pair) -> None:
 
 
 def test_hangup_and_error_reach_both(loop: Any) -> None:
-    """EPOLLHUP and EPOLLERR are reported to whoever is registered, and keep being (C14)."""
+    """EPOLLHUP and EPOLLERR are reported to whoever is registered, and keep being (C14).
+
+    zuv#45.
+    """
     seen: list[str] = []
     reader, writer = os.pipe()
     os.close(reader)
@@ -496,7 +499,10 @@ def register_again(loop: Any, number: int, *callback: Any) -> None:
 
 
 def test_closed_without_removing_and_the_number_used_again(loop: Any) -> None:
-    """C4: the old registration must not speak for the new descriptor of the same number."""
+    """C4: the old registration must not speak for the new descriptor of the same number.
+
+    C5, uv#311.
+    """
     seen: list[str] = []
     new, new_peer = support.unix_pair()
     old, old_peer = support.unix_pair()

@@ -78,7 +78,7 @@ PORTS: list[Any] = [80, 0, "80", "http", "", None, b"80", 65535, 65536, -1, "no-
 
 @pytest.mark.parametrize("host", HOSTS, ids=repr)
 def test_literals_as_libc_answers(run: Callable[..., Any], host: Any) -> None:
-    """Answers for literals equal libc's: order, flags, scope ids, errors."""
+    """Answers for literals equal libc's: order, flags, scope ids, errors (uv#596)."""
 
     async def main() -> None:
         wrong = []
@@ -250,6 +250,7 @@ def test_a_default_executor_set_by_the_user_is_honoured(run: Callable[..., Any])
 
 
 def test_cancelling(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """cpy#112191"""
     release = threading.Event()
 
     def slow(*args: Any, **kwargs: Any) -> Any:

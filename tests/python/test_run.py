@@ -318,6 +318,7 @@ def test_a_factory_everywhere_a_factory_is_taken() -> None:
 
 
 def test_importing_changes_nothing() -> None:
+    """aegis-stack#1200"""
     source = """
         import asyncio, signal, sys, threading, warnings
         warnings.simplefilter("error")

@@ -56,7 +56,10 @@ def test_close_stops_listening_and_keeps_connections(run: Any) -> None:
 
 
 def test_wait_closed_with_connections_open() -> None:
-    """Whether wait_closed waits for connections is the running interpreter's business."""
+    """Whether wait_closed waits for connections is the running interpreter's business.
+
+    uvicorn#2145.
+    """
 
     async def scenario(env: Env) -> None:
         rec = Recorder(env)
@@ -82,6 +85,8 @@ def test_wait_closed_with_connections_open() -> None:
 
 
 def test_serve_forever_is_ended_by_cancelling() -> None:
+    """zuv#156, cpy#124689"""
+
     async def scenario(env: Env) -> None:
         rec = Recorder(env)
         server = await env.loop.create_server(lambda: rec, "127.0.0.1", 0, start_serving=False)
@@ -107,6 +112,8 @@ def test_serve_forever_is_ended_by_cancelling() -> None:
 
 
 def test_serve_forever_is_ended_by_close() -> None:
+    """uv#602"""
+
     async def scenario(env: Env) -> None:
         server = await env.loop.create_server(Recorder, "127.0.0.1", 0)
         task = asyncio.ensure_future(server.serve_forever())
@@ -140,6 +147,7 @@ def test_context_manager() -> None:
 
 @pytest.mark.parametrize("method", ["close_clients", "abort_clients"])
 def test_close_and_abort_clients(method: str) -> None:
+    """uv#683"""
     if sys.version_info < (3, 13):
         pytest.skip("came with Python 3.13")
 

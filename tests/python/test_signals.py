@@ -373,6 +373,7 @@ def test_interrupted_polls_do_not_shorten_or_lengthen_timers(loop: Any) -> None:
 
 
 def test_ctrl_c_leaves_run_forever(loop: Any) -> None:
+    """uv#295, uv#94"""
     timer = threading.Timer(0.05, send, (signal.SIGINT,))
     timer.start()
     with pytest.raises(KeyboardInterrupt):
@@ -383,6 +384,7 @@ def test_ctrl_c_leaves_run_forever(loop: Any) -> None:
 
 
 def test_ctrl_c_cancels_the_main_task_of_a_runner(loop_factory: support.LoopFactory) -> None:
+    """uv#335"""
     seen: list[str] = []
 
     async def main() -> None:
@@ -419,6 +421,7 @@ def test_ctrl_c_while_a_callback_computes(loop_factory: support.LoopFactory) -> 
 
 
 def test_a_second_ctrl_c_interrupts_at_once(loop_factory: support.LoopFactory) -> None:
+    """cpy PR#32105"""
     started = time.monotonic()
 
     async def main() -> None:

@@ -63,6 +63,7 @@ def test_never_early(loop: Any) -> None:
 
 
 def test_never_early_for_any_delays(loop_factory: support.LoopFactory) -> None:
+    """uv#739, uv#755"""
     hypothesis = pytest.importorskip("hypothesis")
     strategies = pytest.importorskip("hypothesis.strategies")
 

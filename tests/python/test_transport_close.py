@@ -311,7 +311,7 @@ def test_bytes_wait_while_the_loop_is_stopped(loop_factory: support.LoopFactory)
 def test_loop_closed_under_an_open_transport(
     loop_factory: support.LoopFactory, queued: bool
 ) -> None:
-    """Closing the loop breaks the hold: the fd is closed and a ResourceWarning says so."""
+    """Closing the loop breaks the hold: the fd is closed and a ResourceWarning says so (C7)."""
     before = support.open_fds()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ResourceWarning)
@@ -373,7 +373,7 @@ def test_closed_loop_and_the_transport_is_used(loop_factory: support.LoopFactory
 
 
 def test_last_reference_dies_on_another_thread(loop_factory: support.LoopFactory) -> None:
-    """With the loop gone, a transport freed by a foreign thread just closes its fd."""
+    """With the loop gone, a transport freed by a foreign thread just closes its fd (C5, uv#706)."""
     before = support.open_fds()
     loop = loop_factory()
     sock, peer = support.tcp_pair()

@@ -97,7 +97,10 @@ def test_addresses_of_ipv6() -> None:
 
 
 def test_socket_is_a_transport_socket(run: Any) -> None:
-    """A TransportSocket with the whole of its interface, and nothing that moves bytes."""
+    """A TransportSocket with the whole of its interface, and nothing that moves bytes.
+
+    niquests#166.
+    """
 
     async def main() -> None:
         async with support.transport_pair(Recorder()) as (transport, peer):

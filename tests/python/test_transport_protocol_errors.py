@@ -44,7 +44,7 @@ async def provoke(callback: str, rec: Recorder, sock: socket.socket, peer: socke
 @pytest.mark.parametrize("exc", [ZeroDivisionError, OSError, ConnectionResetError, GeneratorExit])
 @pytest.mark.parametrize("callback", CALLBACKS)
 def test_callback_that_raises(callback: str, exc: type[BaseException]) -> None:
-    """Reported, or not, and the connection closed, or not, exactly as on asyncio."""
+    """Reported, or not, and the connection closed, or not, exactly as on asyncio (C15, zuv#23)."""
 
     async def scenario(env: Env) -> None:
         def fail(rec: Recorder, *args: Any) -> Any:

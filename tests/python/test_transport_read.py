@@ -431,7 +431,7 @@ def test_half_close_from_our_side() -> None:
 
 
 def test_a_flooding_peer_does_not_starve_the_loop(run: Any) -> None:
-    """One read per readiness: callbacks and other connections get their turns."""
+    """One read per readiness: callbacks and other connections get their turns (aiofastnet#62)."""
 
     async def main() -> None:
         import threading
@@ -477,7 +477,10 @@ def test_a_flooding_peer_does_not_starve_the_loop(run: Any) -> None:
 
 
 def test_one_read_per_readiness(run: Any, loop_name: str) -> None:
-    """A callback scheduled by data_received runs before the same connection is read again."""
+    """A callback scheduled by data_received runs before the same connection is read again.
+
+    aiofastnet#62.
+    """
 
     async def main() -> None:
         order: list[str] = []

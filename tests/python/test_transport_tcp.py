@@ -325,7 +325,7 @@ def test_many_connections_do_not_mix(run: Any) -> None:
 @pytest.mark.parametrize("first", [Recorder, BufferedRecorder])
 @pytest.mark.parametrize("second", [Recorder, BufferedRecorder])
 def test_set_protocol_to_either_kind(first: Any, second: Any) -> None:
-    """set_protocol takes effect for the next event, whatever the kinds."""
+    """set_protocol takes effect for the next event, whatever the kinds (aiosmtpd#34)."""
 
     async def scenario(env: Env) -> None:
         one, two = first(env, "one"), second(env, "two")

@@ -1196,7 +1196,7 @@ def test_writing_to_a_peer_that_is_gone(kind: str) -> None:
 
 
 def test_queued_data_and_the_peer_resets() -> None:
-    """The queue is dropped and connection_lost tells the error."""
+    """The queue is dropped and connection_lost tells the error (C15, zuv#16)."""
 
     async def scenario(env: Env) -> None:
         rec = Recorder(env)

@@ -51,6 +51,8 @@ def test_round_trip(run: Any, short_tmp: Path, form: str) -> None:
 
 
 def test_names_on_both_sides() -> None:
+    """uv#28"""
+
     async def scenario(env: Env) -> None:
         with support.short_directory() as directory:
             path = str(directory / "s")
@@ -102,7 +104,10 @@ def test_stale_socket_is_replaced_and_other_files_are_not() -> None:
 
 @pytest.mark.parametrize("cleanup", [None, True, False])
 def test_cleanup_socket(cleanup: bool | None) -> None:
-    """The file is removed at close, on the Pythons that do so, unless told otherwise."""
+    """The file is removed at close, on the Pythons that do so, unless told otherwise.
+
+    uv#623, cpy#121252.
+    """
     if cleanup is not None and not HAS_CLEANUP:
         pytest.skip("cleanup_socket came with Python 3.13")
     kwargs = {} if cleanup is None else {"cleanup_socket": cleanup}
@@ -138,7 +143,7 @@ def test_cleanup_socket_is_unknown_to_older_pythons() -> None:
 
 
 def test_a_socket_that_is_not_ours_is_not_removed() -> None:
-    """Replaced by somebody else, or already gone: left alone."""
+    """Replaced by somebody else, or already gone: left alone (cpy#133354)."""
 
     async def scenario(env: Env) -> None:
         with support.short_directory() as directory:
@@ -187,7 +192,7 @@ def test_socket_handed_in() -> None:
 
 
 def test_permissions_are_the_callers(run: Any, short_tmp: Path) -> None:
-    """The umask decides, and nobody changes it."""
+    """The umask decides, and nobody changes it (uvicorn#339)."""
 
     async def main(env: Env) -> None:
         before = os.umask(0o077)
@@ -204,6 +209,8 @@ def test_permissions_are_the_callers(run: Any, short_tmp: Path) -> None:
 
 
 def test_backlog_and_start_serving(run: Any, short_tmp: Path) -> None:
+    """uv#205"""
+
     async def main(env: Env) -> None:
         path = str(short_tmp / "s")
         server = await env.loop.create_unix_server(echo, path, backlog=1, start_serving=False)

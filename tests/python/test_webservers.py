@@ -236,6 +236,7 @@ async def soak(source: str, loop_name: str, *args: str) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("http", ["h11", "httptools"])
 def test_uvicorn(loop_name: str, http: str) -> None:
+    """uvicorn#2435"""
     pytest.importorskip("uvicorn")
     pytest.importorskip(http)
     asyncio.run(soak(UVICORN, loop_name, http))
