@@ -200,6 +200,8 @@ void StreamTransport::fatal_error(PendingError error, const char* message) {
     loop_->leave_with(std::move(error));
     return;
   }
+  // What the failing callback had written before is not the failure's to take back.
+  socket_->flush();
   Ref exception = Ref::borrow(error.value());
   if (error.matches(PyExc_OSError)) {
     if (loop_->debug()) {
@@ -526,6 +528,16 @@ PyObject* StreamTransport::writelines(PyObject* list) {
   if (refuse_write(kName, kName)) {
     return nullptr;
   }
+#if PY_VERSION_HEX >= 0x030C0000
+  // A lost connection counts before anybody looks at the pieces.
+  const int any = PyObject_IsTrue(list);
+  if (any <= 0) {
+    return any < 0 ? nullptr : py::none();
+  }
+  if (socket_->lost_count() != 0) {
+    return count_lost_write();
+  }
+#endif
   // A tuple of our own: looking at a piece may run code that changes the caller's list.
   Ref sequence = Ref::steal(PySequence_Tuple(list));
   if (!sequence) {
@@ -560,18 +572,33 @@ PyObject* StreamTransport::writelines(PyObject* list) {
     (void)loop_->check_open();
     return nullptr;
   }
+  queue_parts(parts);
+  return py::none();
+}
+
+void StreamTransport::queue_parts(const std::vector<py::Ref>& parts) {
   const bool waited = socket_->waits_for_kernel();
   const bool send_now = socket_->sends_at_once();
   for (const Ref& part : parts) {
     queue_object(part.get(), 0);
   }
+#if PY_VERSION_HEX >= 0x030C0000
+  // asyncio's tries the kernel here although it was full, and so hears at once of a peer that is
+  // gone. Not while closing: connection_lost() would come inside this very call.
+  if (waited && !socket_->is_closing()) {
+    const bool outer = std::exchange(retrying_, true);
+    socket_->retry_send();
+    retrying_ = outer;
+    note_wait(false);
+    return;
+  }
+#endif
   if (send_now) {
     socket_->flush();
     note_wait(waited);
   } else {
     end_write();
   }
-  return py::none();
 }
 
 PyObject* StreamTransport::write_eof() {
@@ -629,6 +656,11 @@ void StreamTransport::note_wait(bool waited) {
 }
 
 void StreamTransport::on_resume_writing() {
+  if (retrying_) {
+    // Called by the user's own writelines(), in the context that is current.
+    call_flow_control(loop_->state().str_resume_writing, "protocol.resume_writing() failed");
+    return;
+  }
   py::InContext context(write_context_ ? write_context_.get() : read_context_.get());
   call_flow_control(loop_->state().str_resume_writing, "protocol.resume_writing() failed");
 }
@@ -718,6 +750,7 @@ PyObject* StreamTransport::close() {
 }
 
 PyObject* StreamTransport::force_close(PyObject* exception) {
+  socket_->flush();
   if (socket_->force_close() && !schedule_connection_lost(exception)) {
     return nullptr;
   }

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <optional>
+#include <vector>
 
 #include "binding/address.h"
 #include "binding/loop.h"
@@ -120,6 +121,7 @@ class StreamTransport final : public StreamEvents {
   [[nodiscard]] bool refuse_write(const char* function, const char* doing);
   [[nodiscard]] PyObject* count_lost_write();
   void queue_object(PyObject* bytes, std::size_t offset);
+  void queue_parts(const std::vector<py::Ref>& parts);
   [[nodiscard]] ReceiveBuffer protocol_buffer();
   [[nodiscard]] bool bind_protocol();
   [[nodiscard]] py::Ref received_argument(std::size_t count);
@@ -161,6 +163,7 @@ class StreamTransport final : public StreamEvents {
   bool protocol_connected_ = false;
   bool paused_ = false;
   bool lent_ = false;
+  bool retrying_ = false;  // Inside a writelines() that tries the kernel again.
 };
 
 // The layout of the asyncio.Transport that asyncio's own transports derive from (its fallbacks ask

@@ -75,10 +75,7 @@ PyObject* transport_close(PyObject* self, PyObject*) {
   return with_transport(self, [](StreamTransport& t) { return t.close(); });
 }
 PyObject* transport_abort(PyObject* self, PyObject*) {
-  return with_transport(self, [](StreamTransport& t) {
-    t.socket().flush();
-    return t.force_close(Py_None);
-  });
+  return with_transport(self, [](StreamTransport& t) { return t.force_close(Py_None); });
 }
 PyObject* transport_force_close(PyObject* self, PyObject* exception) {
   return with_transport(self, [&](StreamTransport& t) { return t.force_close(exception); });

@@ -218,6 +218,13 @@ void StreamSocket::on_send_ready() {
   }
 }
 
+void StreamSocket::retry_send() {
+  on_send_ready();
+  if (lost_count_ == 0) {
+    maybe_pause_writing();
+  }
+}
+
 void StreamSocket::maybe_pause_writing() {
   if (!writing_paused_ && queue_.size_bytes() > high_water_) {
     writing_paused_ = true;

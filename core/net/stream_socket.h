@@ -74,6 +74,8 @@ class StreamSocket final : private StreamSink {
   void end_write();
   // Sends what was gathered in this callback, if anything was.
   void flush();
+  // Tries to send what is queued although the kernel was full, with all that follows from it.
+  void retry_send();
 
   // Whether the backend is asked for bytes, and whether the queue waits for the kernel.
   [[nodiscard]] bool receives() const noexcept { return channel_.wants(kWantReadable); }

@@ -457,8 +457,8 @@ class Run:
         for end in self.ends.values():
             # What a callback wrote may wait for its end on cpploop, where asyncio has sent it: any
             # question sends it. A real peer could not act in the middle of a callback.
-            if end.transport is not None:
-                end.transport.is_closing()
+            if hasattr(end.transport, "get_write_buffer_size"):
+                _outcome(end.transport.get_write_buffer_size)
         method(*args)
 
     def _on_transport(self, end: End, name: str, args: list[Any], where: str) -> None:

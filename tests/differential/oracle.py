@@ -84,13 +84,15 @@ def _writelines(self: Any, pieces: Any) -> None:
         raise RuntimeError("Cannot call writelines() after write_eof()")
     if self._empty_waiter is not None:
         raise RuntimeError("unable to writelines; sendfile is in progress")
-    views = [view for view in map(memoryview, pieces) if view.nbytes]
-    if not views:
+    if not pieces:
         return
     if self._conn_lost:
         if self._conn_lost >= constants.LOG_THRESHOLD_FOR_CONNLOST_WRITES:
             logger.warning("socket.send() raised exception.")
         self._conn_lost += 1
+        return
+    views = [view for view in map(memoryview, pieces) if view.nbytes]
+    if not views:
         return
     self._buffer.extend(views)
     # close() takes the instance's writer away while the class still has it.

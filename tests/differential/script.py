@@ -134,6 +134,7 @@ def _some(operations: list[Any]) -> Any:
 def scripts(draw: Any, kind: str) -> dict[str, Any]:
     """A script for the pairs of KIND."""
     operations = st.one_of(draw(_some(_OPERATIONS[kind])))
+    inside = st.one_of(draw(_some(_OPERATIONS[kind])))
     callbacks = _CALLBACKS.get(kind, _STREAM_CALLBACKS)
     setup: dict[str, Any] = {}
     if kind in kinds.STREAMS:
@@ -152,7 +153,7 @@ def scripts(draw: Any, kind: str) -> dict[str, Any]:
     reactions: dict[str, list[Any]] = {}
     for name in sorted(names):
         one = st.fixed_dictionaries(
-            {"do": st.lists(operations, max_size=3), "then": _then(name)},
+            {"do": st.lists(inside, max_size=4), "then": _then(name)},
         )
         reactions[name] = draw(st.lists(st.one_of(one, one, st.none()), min_size=1, max_size=3))
     where = st.sampled_from(["callback", "outside", "task"])

@@ -283,3 +283,75 @@ def test_an_interrupt_in_pause_writing_is_raised_by_write(
             await rec.until("connection_lost")
 
     support.run(loop_factory, main)
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+@pytest.mark.parametrize("how", ["raise", "_force_close"])
+def test_what_a_failing_callback_wrote_is_sent(kind: str, how: str) -> None:
+    """Bytes gathered in a callback that then raises had been sent on asyncio: they go out."""
+
+    async def scenario(env: Any) -> None:
+        def received(rec: Any, data: bytes) -> None:
+            for piece in (b"one ", b"two ", b"three"):
+                rec.transport.write(piece)
+            if how == "raise":
+                raise ValueError("after writing")
+            # asyncio's TLS ends its transport with this.
+            rec.transport._force_close(None)
+
+        rec = support.Recorder(env, on={"data_received": received})
+        async with support.transport_pair(rec, kind) as (_, peer):
+            peer.send(b"go")
+            await rec.until("connection_lost")
+            await support.turns(1)
+            env.log("peer", await support.recv_to_end(peer))
+
+    trace = support.compare(scenario)
+    assert ("peer", b"one two three") in trace
+
+
+def test_writelines_too_late_counts_before_its_pieces_are_looked_at(
+    loop_name: str, run: Any
+) -> None:
+    """On a lost connection nothing but the list's truth is asked, and every call is counted."""
+    if loop_name == "asyncio" and not support.asyncio_writelines_has("_conn_lost"):
+        pytest.skip("the running asyncio has no such check")
+
+    async def main(env: Any) -> None:
+        rec = support.Recorder()
+        async with support.transport_pair(rec) as (transport, _):
+            transport.abort()
+            for _ in range(4):
+                transport.writelines([b""] if sys.version_info >= (3, 12) else [b"x"])
+            assert env.take_logs() == []
+            transport.writelines([])
+            transport.writelines([b"x"])
+            assert env.take_logs() == ["socket.send() raised exception."]
+            if sys.version_info >= (3, 12):
+                transport.writelines([object()])
+                assert env.take_logs() == ["socket.send() raised exception."]
+
+    run(main)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="writelines() was write() of all before")
+def test_writelines_tries_the_kernel_again(run: Any) -> None:
+    """With a full buffer it sends at once when the peer has read, and hears when it has gone."""
+
+    async def main() -> None:
+        rec = support.Recorder()
+        async with support.transport_pair(rec, "unix") as (transport, peer):
+            await support.fill(transport)
+            queued = transport.get_write_buffer_size()
+            while support.recv_now(peer):
+                pass
+            transport.writelines([b"x"])
+            assert transport.get_write_buffer_size() < queued + 1
+            assert rec.count("pause_writing") == rec.count("resume_writing")
+        async with support.transport_pair(support.Recorder(), "unix") as (transport, peer):
+            await support.fill(transport)
+            peer.close()
+            transport.writelines([b"x"])
+            assert transport.is_closing()
+
+    run(main)
