@@ -346,7 +346,8 @@ class Run:
         for what in ("close", "abort"):
             for end in self.ends.values():
                 method = getattr(end.transport, what, None)
-                if method is not None:
+                # What is over already some of asyncio's transports cannot abort.
+                if method is not None and end.look()[-1] is not None:
                     end.log("end", what, self._from_outside(method))
             self.barrier()
             self._mark("closed")

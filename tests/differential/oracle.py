@@ -1,9 +1,9 @@
 """The two loops, and what must be known of asyncio to use it as the oracle.
 
-``plain`` is the asyncio of the running interpreter, with its known bugs mended where a later patch
-release of the same minor version has mended them: cpploop follows the mended one on every Python.
-``shaken`` is the same asyncio with other sizes in the kernel and in its reads. A script whose trace
-depends on such sizes tells nothing, and comes out different on these two.
+``asyncio`` is the asyncio of the running interpreter, with its known bugs mended where a later
+patch release has mended them: cpploop follows the mended one on every Python. ``larger`` and
+``smaller`` are the same asyncio with other sizes in the kernel and in its reads. A script whose
+trace depends on such sizes tells nothing, and comes out differently on these.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ _ReadPipe: Any = unix_events._UnixReadPipeTransport
 _Tls: Any = sslproto.SSLProtocol
 
 BUFFER = 1 << 16
-SHAKEN_BUFFER = 3 << 15
+LARGER_BUFFER = 3 << 15
+SMALLER_BUFFER = 3 << 14
 SHAKEN_READ = 16 * 1024
 
 
 class Loop:
     """How to make one of the loops, and the sizes it runs with."""
 
-    def __init__(self, name: str, factory: Callable[[], Any], shaken: bool = False) -> None:
+    def __init__(self, name: str, factory: Callable[[], Any], buffer: int = BUFFER) -> None:
         self.name = name
         self.factory = factory
-        self.buffer = SHAKEN_BUFFER if shaken else BUFFER
-        self._shaken = shaken
+        self.buffer = buffer
+        self._shaken = buffer != BUFFER
 
     @contextlib.contextmanager
     def sizes(self) -> Iterator[None]:
@@ -55,7 +56,8 @@ def loops() -> dict[str, Loop]:
 
     return {
         "asyncio": Loop("asyncio", asyncio.SelectorEventLoop),
-        "shaken": Loop("asyncio with other sizes", asyncio.SelectorEventLoop, shaken=True),
+        "larger": Loop("asyncio, larger buffers", asyncio.SelectorEventLoop, LARGER_BUFFER),
+        "smaller": Loop("asyncio, smaller buffers", asyncio.SelectorEventLoop, SMALLER_BUFFER),
         "cpploop": Loop("cpploop", cpploop.new_event_loop),
     }
 
