@@ -216,6 +216,30 @@ TEST_F(StreamSocketTest, WritesWhileBlockedWaitBehindTheOthers) {
   EXPECT_EQ(sent(), "qqabc");
 }
 
+TEST_F(StreamSocketTest, RetryAsksAKernelThatWasFull) {
+  socket().set_limits(3, 1);
+  block_with(5);
+  owner_.take_log();
+  socket().retry_send();
+  EXPECT_EQ(socket().queued_bytes(), 5U) << "still full";
+  EXPECT_TRUE(owner_.log.empty());
+  backend().make_room(fd_);
+  socket().retry_send();
+  EXPECT_EQ(sent(), "qqqqq");
+  EXPECT_EQ(owner_.take_log(), (Lines{"resume", "drained"}));
+  loop_.turn();
+  EXPECT_TRUE(owner_.log.empty());
+}
+
+TEST_F(StreamSocketTest, RetryHearsOfAPeerThatIsGone) {
+  block_with(5);
+  backend().fail_send(fd_, EPIPE);
+  backend().make_room(fd_);
+  socket().retry_send();
+  EXPECT_EQ(owner_.log, (Lines{"send error " + std::to_string(EPIPE), "lost is due"}));
+  EXPECT_EQ(socket().queued_bytes(), 0U);
+}
+
 TEST_F(StreamSocketTest, ShortVectoredSendsResumeInsideASegment) {
   block_with(4);
   owner_.write("abcd");

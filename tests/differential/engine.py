@@ -52,6 +52,7 @@ def normalise(text: Any) -> str:
     text = re.sub(r"<[\w.]*Transport\b(?:[^<>]|<[^<>]*>)*>", "<transport>", text)
     text = re.sub(r"<[\w.]*Loop\b(?:[^<>]|<[^<>]*>)*>", "<loop>", text)
     text = re.sub(r"\b(fd=|name=|fd |pipe )-?\d+", r"\1…", text)
+    text = re.sub(r"<[\w.]*SSLProtocol object", "<SSLProtocol object", text)
     text = re.sub(r"took [\d.]+ ms", "took … ms", text)
     # The line of OpenSSL's source that an error of TLS came from.
     text = re.sub(r"\(_ssl\.c:\d+\)", "(_ssl.c)", text)

@@ -132,7 +132,9 @@ def main() -> int:
     elif arguments.replay is None:
         missed = unnoticed(comparer, saved)
         print(f"{len(FAULTS) - len(missed)} of {len(FAULTS)} planted faults noticed", flush=True)
-        failures += [f"planted fault not noticed: {name}" for name in missed]
+        if missed:
+            print("not noticed:", ", ".join(missed))
+        failures += missed
     if arguments.replay is None:
         failures += _search_all(comparer, chosen, seed, arguments)
     for kind, text in comparer.tally.wobble.items():
