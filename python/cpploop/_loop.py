@@ -23,6 +23,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from . import _native
+from ._processes import SpawningLoop
 from ._resolve import ResolvingLoop
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class _SelectorView:
         return selectors.SelectorKey(fileobj, fd, mask, None)
 
 
-class Loop(_native.Loop, ResolvingLoop):
+class Loop(_native.Loop, ResolvingLoop, SpawningLoop):
     """An asyncio event loop with a native engine.
 
     Make one with ``cpploop.new_event_loop()``, or hand that function to ``asyncio.run``,
@@ -105,8 +106,11 @@ class Loop(_native.Loop, ResolvingLoop):
             logger.debug("Close %r", self)
         if not forked:
             self._stop_listeners()
+        children = self._let_go_of_children(forked=forked)
         self._close_self_pipe()
         self._close()
+        # Dropped when the loop is closed, which is what their finalisers look at.
+        del children
         self._selector = None
         self._executor_shutdown_called = True
         executor = self._default_executor

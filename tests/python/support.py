@@ -125,6 +125,7 @@ def normalise(text: str) -> str:
     text = re.sub(r"^Exception in callback .*", "Exception in callback …", text, flags=re.DOTALL)
     text = re.sub(r"0x[0-9a-fA-F]+", "0x…", text)
     text = re.sub(r"\bfd=-?\d+", "fd=…", text)
+    text = re.sub(r"\bpid([= ])\d+", r"pid\1…", text)
     text = re.sub(r"('(?:127\.0\.0\.1|::1|localhost)', )\d+", r"\1…", text)
     text = re.sub(r"<(?:_Unix)?(Read|Write)PipeTransport\b", r"<\1 pipe transport", text)
     return re.sub(
@@ -855,6 +856,17 @@ def run_script(
             f"--- stderr\n{result.stderr}"
         )
     return result
+
+
+def living_children() -> dict[int, str]:
+    """This process's children: their numbers, and their states as /proc has them (Z: a zombie)."""
+    children = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+            if int(parent) == os.getpid():
+                children[int(stat.parent.name)] = state
+    return children
 
 
 SANITIZED = "libasan" in os.environ.get("LD_PRELOAD", "")

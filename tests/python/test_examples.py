@@ -83,6 +83,20 @@ in order: True
 the rest: b'1002 lines'
 at the end: True
 """,
+    "subprocess_protocol.py": """\
+The child runs, with pipes for: stdin, stdout, stderr
+Standard output: 3 lines, HELLO first
+Standard error: The child has counted 3 lines.
+The child exited with status 0.
+Its pipes were lost: stdin, stdout, stderr
+Exit and pipes were reported before the end: True
+A signal afterwards: ProcessLookupError
+The child runs, with pipes for: stdout
+Standard output: ready
+Terminated by: SIGTERM
+Exit and pipes were reported before the end: True
+A signal afterwards: ProcessLookupError
+""",
     "closed_loop.py": """\
 made: open
 inside a coroutine: running
