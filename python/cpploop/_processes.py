@@ -12,6 +12,7 @@ somebody else is then never signalled, and a status that Popen took itself is no
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import itertools
 import os
@@ -78,7 +79,9 @@ class _UnixSubprocessTransport(_AsyncioTransport):
 
     def __del__(self) -> None:
         try:
-            super().__del__()
+            # In a forked process the child is the parent's: nothing to warn of, nobody to kill.
+            if self._loop is None or not self._loop._forked():
+                super().__del__()
         finally:
             self._close_pidfd()
 
@@ -102,6 +105,9 @@ class _UnixSubprocessTransport(_AsyncioTransport):
             signals.pidfd_send_signal(self._pidfd, signal)
         except ProcessLookupError:
             pass
+        except OSError:
+            # A sandbox that knows no such call; or what is wrong is told by the ordinary one.
+            super().send_signal(signal)
 
     def terminate(self) -> None:
         """Send SIGTERM (asyncio's method)."""
@@ -324,6 +330,8 @@ class SpawningLoop(asyncio.SelectorEventLoop):
                 transport._close_pidfd()
                 continue
             transport._stop_watching()
-            if _ASYNCIO_WAITS_IN_THREADS and not sys.is_finalizing():
-                transport._watch_in_thread()
+            if _ASYNCIO_WAITS_IN_THREADS:
+                # No thread to be had is no reason not to close.
+                with contextlib.suppress(RuntimeError):
+                    transport._watch_in_thread()
         return children

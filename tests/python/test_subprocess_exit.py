@@ -619,7 +619,7 @@ def test_dropped_loop(way: str) -> None:
 def test_fork_with_a_living_child(way: str) -> None:
     """A forked process that closes the inherited loop leaves the parent's watching alone."""
     script = """
-    import asyncio, os, subprocess, warnings
+    import asyncio, gc, os, subprocess, warnings
     warnings.simplefilter("ignore")
 
     async def main():
@@ -628,6 +628,8 @@ def test_fork_with_a_living_child(way: str) -> None:
         pid = os.fork()
         if pid == 0:
             loop.close()
+            del process
+            gc.collect()
             os._exit(0)
         assert os.waitpid(pid, 0)[1] == 0
         await process.communicate(b"")
@@ -636,7 +638,7 @@ def test_fork_with_a_living_child(way: str) -> None:
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(main())
     """
-    support.run_script(script, loop="cpploop")
+    assert support.run_script(script, loop="cpploop").stderr == ""
 
 
 def test_child_that_outlives_its_program(loop_name: str, tmp_path: Any) -> None:
@@ -889,7 +891,12 @@ def test_kernel_that_does_not_wait_for_descriptors(
         assert await process.wait() == -15
         assert refused
 
+    def refuse(fd: int, number: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
     monkeypatch.setattr(os, "waitid", without_descriptors)
+    support.run(support.factory("cpploop"), main)
+    monkeypatch.setattr(signal, "pidfd_send_signal", refuse)
     support.run(support.factory("cpploop"), main)
     monkeypatch.delattr(signal, "pidfd_send_signal")
     support.run(support.factory("cpploop"), main)
