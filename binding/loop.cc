@@ -26,6 +26,18 @@ using py::Ref;
 
 [[nodiscard]] PyObject* as_object(Token token) noexcept { return static_cast<PyObject*>(token); }
 
+// Collected before the list is made: making it can run any code.
+[[nodiscard]] PyObject* as_list(std::vector<Ref>& objects) {
+  Ref list = Ref::steal(PyList_New(static_cast<Py_ssize_t>(objects.size())));
+  if (!list) {
+    return nullptr;
+  }
+  for (std::size_t i = 0; i < objects.size(); ++i) {
+    PyList_SET_ITEM(list.get(), static_cast<Py_ssize_t>(i), objects[i].release());
+  }
+  return list.release();
+}
+
 }  // namespace
 
 std::int64_t deadline_ns_from_seconds(double seconds) noexcept {
@@ -56,8 +68,11 @@ Loop::~Loop() {
 
 // ---- running ----
 
-bool Loop::run() {
-  const int error = engine_.run();
+bool Loop::run() { return ended_well(engine_.run()); }
+
+bool Loop::run_once() { return ended_well(engine_.turn_once()); }
+
+bool Loop::ended_well(int error) {
   if (forked()) {
     // The callback that forked returned in the child: nothing of the parent's is to be touched.
     return check_open();
@@ -309,6 +324,61 @@ bool Loop::schedule(PyObject* callback, PyObject* const* args, Py_ssize_t arg_co
   }
   Ref result = Ref::steal(PyObject_Call(method.get(), tuple.get(), keywords.get()));
   return static_cast<bool>(result);
+}
+
+// ---- what is queued ----
+
+std::size_t Loop::ready_count() {
+  std::size_t count = engine_.ready().size();
+  engine_.inbox().for_each([&](const ReadyEntry&) { ++count; });
+  return count;
+}
+
+PyObject* Loop::ready_handles() {
+  std::vector<Ref> handles;
+  const auto collect = [&](const ReadyEntry& entry) {
+    if (entry.kind == ReadyEntry::Kind::token) {
+      handles.push_back(Ref::borrow(as_object(entry.token)));
+    }
+  };
+  engine_.ready().for_each(collect);
+  engine_.inbox().for_each(collect);
+  return as_list(handles);
+}
+
+PyObject* Loop::scheduled_handles() {
+  std::vector<Ref> handles;
+  locked([&] {
+    for (const Token token : engine_.timers().in_order()) {
+      handles.push_back(Ref::borrow(as_object(token)));
+    }
+  });
+  return as_list(handles);
+}
+
+PyObject* Loop::open_transports() {
+  std::vector<Ref> open;
+  for (PyObject* transport : transports_) {
+    if (transport != nullptr) {
+      open.push_back(Ref::borrow(transport));
+    }
+  }
+  return as_list(open);
+}
+
+bool Loop::append_ready(PyObject* handle) {
+  const PyTypeObject* type = Py_TYPE(handle);
+  const bool own = type == state_.handle_type || type == state_.timer_handle_type ||
+                   (type == state_.threadsafe_handle_type && type != nullptr);
+  if (own && loop_of_handle(handle) == self_) {
+    Ref queued = Ref::borrow(handle);
+    locked([&] { engine_.push_ready(ReadyEntry::of_token(handle)); });
+    (void)queued.release();
+    return true;
+  }
+  Ref run = Ref::steal(PyObject_GetAttr(state_.support, state_.str__run_unless_cancelled));
+  Ref queued = run ? Ref::steal(call_soon(run.get(), &handle, 1, nullptr)) : Ref();
+  return static_cast<bool>(queued);
 }
 
 void Loop::timer_cancelled(PyObject* handle) {

@@ -56,6 +56,9 @@ class Loop final : private Host, private Clock {
 
   // Runs turns until stopped. False with the Python error set.
   [[nodiscard]] bool run();
+  // One turn, for programs that drive the loop themselves; may be called from a callback of the
+  // loop's own. False with the Python error set.
+  [[nodiscard]] bool run_once();
   // Drops what is queued, lets go of the transports and closes the engine's descriptors.
   void close();
 
@@ -136,6 +139,15 @@ class Loop final : private Host, private Clock {
   // Open transports whose number is no sign of them: several pipe transports may share one.
   void hold(PyObject* transport);  // Throws std::bad_alloc.
   void let_go(PyObject* transport) noexcept;
+  // What is queued, for asyncio's private names: everything that is ready or was posted by other
+  // threads, the handles among it, and the timers by deadline. New references or null.
+  [[nodiscard]] std::size_t ready_count();
+  [[nodiscard]] PyObject* ready_handles();
+  [[nodiscard]] PyObject* scheduled_handles();
+  [[nodiscard]] PyObject* open_transports();
+  // Queues a handle behind what is ready: one of this loop's as it is, any other through `_run()`.
+  // False with the Python error set.
+  [[nodiscard]] bool append_ready(PyObject* handle);
 
   // Memory for reads that are copied out at once.
   static constexpr std::size_t kScratchSize = 256 * 1024;
@@ -189,6 +201,8 @@ class Loop final : private Host, private Clock {
   }
   [[nodiscard]] bool cancel_watcher(PyObject* watcher);
   void run_timed(PyObject* handle);
+  // What run() and run_once() make of the engine's result.
+  [[nodiscard]] bool ended_well(int error);
   // A loop that does not run belongs to no thread: on free-threaded builds several may schedule
   // then.
   template <typename Body>

@@ -4,6 +4,7 @@
 #include <array>
 #include <climits>
 #include <string_view>
+#include <vector>
 
 #include "binding/handle.h"
 #include "binding/loop.h"
@@ -356,6 +357,83 @@ PyObject* loop_run(PyObject* self, PyObject*) {
   });
 }
 
+PyObject* loop_run_once(PyObject* self, PyObject*) {
+  return py::guard([&]() -> PyObject* {
+    Loop& loop = loop_of(self);
+    if (!loop.check_open() || !loop.check_thread()) {
+      return nullptr;
+    }
+    return loop.run_once() ? py::none() : nullptr;
+  });
+}
+
+// ---- asyncio's private names: what is queued ----
+
+// On free-threaded builds another thread than the loop's may not even look.
+[[nodiscard]] bool may_look(Loop& loop) { return !py::kFreeThreaded || loop.check_thread(); }
+
+PyObject* loop_ready_count(PyObject* self, PyObject*) {
+  return py::guard([&]() -> PyObject* {
+    Loop& loop = loop_of(self);
+    return may_look(loop) ? PyLong_FromSize_t(loop.ready_count()) : nullptr;
+  });
+}
+PyObject* loop_ready_handles(PyObject* self, PyObject*) {
+  return py::guard([&]() -> PyObject* {
+    Loop& loop = loop_of(self);
+    return may_look(loop) ? loop.ready_handles() : nullptr;
+  });
+}
+PyObject* loop_append_ready(PyObject* self, PyObject* handle) {
+  return py::guard([&]() -> PyObject* {
+    Loop& loop = loop_of(self);
+    return loop.check_open() && loop.check_thread() && loop.append_ready(handle) ? py::none()
+                                                                                 : nullptr;
+  });
+}
+PyObject* loop_clear_ready(PyObject* self, PyObject*) {
+  return py::guard([&]() -> PyObject* {
+    Loop& loop = loop_of(self);
+    if (loop.closed() || loop.forked()) {
+      return py::none();
+    }
+    if (!loop.check_thread()) {
+      return nullptr;
+    }
+    loop.engine().drop_ready_callbacks();
+    return py::none();
+  });
+}
+PyObject* loop_scheduled_count(PyObject* self, PyObject*) {
+  Loop& loop = loop_of(self);
+  return may_look(loop) ? PyLong_FromSize_t(loop.engine().timers().size()) : nullptr;
+}
+PyObject* loop_scheduled_handles(PyObject* self, PyObject*) {
+  return py::guard([&]() -> PyObject* {
+    Loop& loop = loop_of(self);
+    return may_look(loop) ? loop.scheduled_handles() : nullptr;
+  });
+}
+PyObject* loop_clear_scheduled(PyObject* self, PyObject*) {
+  return py::guard([&]() -> PyObject* {
+    Loop& loop = loop_of(self);
+    if (loop.closed() || loop.forked()) {
+      return py::none();
+    }
+    if (!loop.check_thread()) {
+      return nullptr;
+    }
+    loop.engine().drop_timers();
+    return py::none();
+  });
+}
+PyObject* loop_open_transports(PyObject* self, PyObject*) {
+  return py::guard([&]() -> PyObject* {
+    Loop& loop = loop_of(self);
+    return may_look(loop) ? loop.open_transports() : nullptr;
+  });
+}
+
 PyObject* loop_close(PyObject* self, PyObject*) {
   return py::guard([&]() -> PyObject* {
     Loop& loop = loop_of(self);
@@ -488,6 +566,21 @@ PyObject* loop_watched(PyObject* self, PyObject* object) {
   });
 }
 
+PyObject* loop_watched_descriptors(PyObject* self, PyObject*) {
+  return py::guard([&]() -> PyObject* {
+    std::vector<int> watched;
+    loop_of(self).engine().watchers().for_each_descriptor([&](int fd) { watched.push_back(fd); });
+    Ref list = Ref::steal(PyList_New(0));
+    for (const int fd : watched) {
+      Ref number = list ? Ref::steal(PyLong_FromLong(fd)) : Ref();
+      if (!number || PyList_Append(list.get(), number.get()) != 0) {
+        return nullptr;
+      }
+    }
+    return list.release();
+  });
+}
+
 PyObject* loop_ensure_fd_no_transport(PyObject* self, PyObject* object) {
   return py::guard([&]() -> PyObject* {
     const int fd = descriptor_of(object);
@@ -588,6 +681,23 @@ int set_debug_attribute(PyObject* self, PyObject* value, void*) {
 
 PyObject* get_closed(PyObject* self, void*) { return py::boolean(loop_of(self).closed()); }
 // asyncio's constructor sets it to False; that it is closed only close() can say.
+int set_closed(PyObject* self, PyObject* value, void*) {
+  const int truth = value == nullptr ? 0 : PyObject_IsTrue(value);
+  if (truth < 0) {
+    return -1;
+  }
+  if (truth == 1 && !loop_of(self).closed()) {
+    PyErr_SetString(PyExc_AttributeError, "loop._closed cannot be set: call loop.close()");
+    return -1;
+  }
+  return 0;
+}
+
+PyObject* get_timer_cancelled_count(PyObject* self, void*) {
+  Loop& loop = loop_of(self);
+  return may_look(loop) ? PyLong_FromSize_t(loop.engine().timers().cancelled()) : nullptr;
+}
+// The heap counts itself: what asyncio's code adds or resets has happened already.
 int ignore_value(PyObject*, PyObject*, void*) { return 0; }
 
 PyObject* get_stopping(PyObject* self, void*) {
@@ -737,6 +847,8 @@ PyMethodDef loop_methods[] = {
      "_remove_writer($self, fd, /)\n--\n\nremove_writer() for any descriptor."},
     {"_watched", loop_watched, METH_O,
      "_watched($self, fd, /)\n--\n\nWhat fd is watched for: reading (1), writing (2)."},
+    {"_watched_descriptors", loop_watched_descriptors, METH_NOARGS,
+     "_watched_descriptors($self, /)\n--\n\nThe descriptors that callbacks are watching."},
     {"_ensure_fd_no_transport", loop_ensure_fd_no_transport, METH_O,
      "_ensure_fd_no_transport($self, fd, /)\n--\n\nRaise RuntimeError if a transport uses fd."},
     {"_make_socket_transport", as_cfunction(loop_make_socket_transport), kFast,
@@ -780,6 +892,24 @@ PyMethodDef loop_methods[] = {
      "_write_to_self($self, /)\n--\n\nWake the loop, from any thread."},
     {"_run", loop_run, METH_NOARGS,
      "_run($self, /)\n--\n\nRun turns until stop(); run_forever() without its preparations."},
+    {"_run_once", loop_run_once, METH_NOARGS,
+     "_run_once($self, /)\n--\n\nOne turn, for programs that drive the loop themselves."},
+    {"_ready_count", loop_ready_count, METH_NOARGS,
+     "_ready_count($self, /)\n--\n\nHow many callbacks and events are ready to run."},
+    {"_ready_handles", loop_ready_handles, METH_NOARGS,
+     "_ready_handles($self, /)\n--\n\nThe handles that are ready, in their order."},
+    {"_append_ready", loop_append_ready, METH_O,
+     "_append_ready($self, handle, /)\n--\n\nRun a handle behind what is ready."},
+    {"_clear_ready", loop_clear_ready, METH_NOARGS,
+     "_clear_ready($self, /)\n--\n\nDrop the handles that are ready."},
+    {"_scheduled_count", loop_scheduled_count, METH_NOARGS,
+     "_scheduled_count($self, /)\n--\n\nHow many timers wait, cancelled ones included."},
+    {"_scheduled_handles", loop_scheduled_handles, METH_NOARGS,
+     "_scheduled_handles($self, /)\n--\n\nThe timers that wait, the earliest first."},
+    {"_clear_scheduled", loop_clear_scheduled, METH_NOARGS,
+     "_clear_scheduled($self, /)\n--\n\nDrop every timer."},
+    {"_open_transports", loop_open_transports, METH_NOARGS,
+     "_open_transports($self, /)\n--\n\nThe native transports that the loop holds."},
     {"_close", loop_close, METH_NOARGS,
      "_close($self, /)\n--\n\nDrop what is queued and close the engine's descriptors."},
     {"_forked", loop_forked, METH_NOARGS,
@@ -789,7 +919,8 @@ PyMethodDef loop_methods[] = {
 
 PyGetSetDef loop_getset[] = {
     {"_debug", get_debug_attribute, set_debug_attribute, nullptr, nullptr},
-    {"_closed", get_closed, ignore_value, nullptr, nullptr},
+    {"_closed", get_closed, set_closed, nullptr, nullptr},
+    {"_timer_cancelled_count", get_timer_cancelled_count, ignore_value, nullptr, nullptr},
     {"_stopping", get_stopping, set_stopping, nullptr, nullptr},
     {"_thread_id", get_thread_id, set_thread_id, nullptr, nullptr},
     {"_task_factory", get_task_factory, set_task_factory, nullptr, nullptr},

@@ -8,21 +8,22 @@ namespace cpploop {
 // Every name the binding looks up or passes by keyword, interned once per interpreter.
 // clang-format off
 #define CPPLOOP_NAMES(X) \
-  X(Future) X(Task) X(_accept_exhausted) X(_attach) X(_buffer) X(_call_connection_lost) \
-  X(_add_reader) X(_callback_failed) X(_check_callback) X(_detach) X(_eof) X(_limit) X(_log_closed_pipe_write) X(_log_closed_write) X(_maybe_pause_protocol) X(_maybe_resume_protocol) \
-  X(_pause_reader) X(_read_ready) X(_refuse_data) X(_refuse_pipe_data) X(_start_reading) X(_stream_reader_wr) X(_transport_socket) \
-  X(_unclosed) X(_waiter) X(_wakeup_waiter) X(_write_ready) X(buffer_updated) X(call_at) \
-  X(call_exception_handler) X(call_soon) X(callback) X(cancelled) X(close) X(connection_lost) \
-  X(connection_made) X(context) X(data) X(data_received) X(delay) X(detach) X(eof_received) \
-  X(exception) X(extra) X(fd) X(feed_data) X(fileno) X(get_buffer) X(high) X(list_of_data) X(loop) X(low) \
-  X(message) X(name) X(pause_writing) X(peername) X(pipe) X(protocol) X(resume_writing) X(server) \
-  X(set_exception) X(set_result) X(sock) X(socket) X(sockname) X(time) X(tobytes) X(transport) \
-  X(waiter) X(when) \
-  X(_accept) X(_add_writer) X(_ensure_fd_no_transport) X(_ensure_resolved) \
-  X(_remove_reader) X(_remove_writer) X(accept) X(connect) X(create_future) \
-  X(done) X(family) X(getblocking) X(getsockopt) X(gettimeout) X(proto) \
-  X(recv) X(recv_into) X(recvfrom) X(recvfrom_into) X(remove_reader) X(remove_writer) X(send) \
-  X(sendto) X(setblocking) X(throw) X(type)
+  X(Future) X(Task) X(_accept) X(_accept_exhausted) X(_add_reader) X(_add_writer) X(_attach) \
+  X(_buffer) X(_call_connection_lost) X(_callback_failed) X(_check_callback) X(_detach) \
+  X(_ensure_fd_no_transport) X(_ensure_resolved) X(_eof) X(_limit) X(_log_closed_pipe_write) \
+  X(_log_closed_write) X(_maybe_pause_protocol) X(_maybe_resume_protocol) X(_pause_reader) \
+  X(_read_ready) X(_refuse_data) X(_refuse_pipe_data) X(_remove_reader) X(_remove_writer) \
+  X(_run_unless_cancelled) X(_start_reading) X(_stream_reader_wr) X(_transport_socket) \
+  X(_unclosed) X(_waiter) X(_wakeup_waiter) X(_write_ready) X(accept) X(buffer_updated) \
+  X(call_at) X(call_exception_handler) X(call_soon) X(callback) X(cancelled) X(close) X(connect) \
+  X(connection_lost) X(connection_made) X(context) X(create_future) X(data) X(data_received) \
+  X(delay) X(detach) X(done) X(eof_received) X(exception) X(extra) X(family) X(fd) X(feed_data) \
+  X(fileno) X(get_buffer) X(getblocking) X(getsockopt) X(gettimeout) X(high) X(list_of_data) \
+  X(loop) X(low) X(message) X(name) X(pause_writing) X(peername) X(pipe) X(proto) X(protocol) \
+  X(recv) X(recv_into) X(recvfrom) X(recvfrom_into) X(remove_reader) X(remove_writer) \
+  X(resume_writing) X(send) X(sendto) X(server) X(set_exception) X(set_result) X(setblocking) \
+  X(sock) X(socket) X(sockname) X(throw) X(time) X(tobytes) X(transport) X(type) X(waiter) \
+  X(when)
 
 // What asyncio's sock_*() use of a socket object, and what decides whether it is a plain one.
 #define CPPLOOP_SOCKET_MEMBERS(X) \

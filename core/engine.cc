@@ -241,6 +241,45 @@ void Engine::abandon_after_fork() noexcept {
   backend_->abandon_after_fork();
 }
 
+int Engine::turn_once() {
+  // The callback that calls this goes on afterwards, and what it writes then is gathered or not as
+  // before.
+  struct Restore {
+    Engine& engine;
+    const bool in_callback;
+    ~Restore() {
+      engine.interrupted_ = false;
+      engine.in_callback_ = in_callback;
+    }
+  } const restore{*this, in_callback_};
+  if (!flush_list_.empty()) {
+    flush_gathered();  // The turn may wait for an answer to what the caller has written.
+  }
+  return turn();
+}
+
+void Engine::drop_ready_callbacks() {
+  if (inbox_->has_posts()) {
+    inbox_->drain_into(ready_);
+  }
+  std::vector<Token> tokens;
+  ready_.take_tokens(tokens);
+  for (const Token token : tokens) {
+    host_.drop(token);
+  }
+}
+
+void Engine::drop_timers() {
+  std::vector<Token> tokens;
+  timers_.take_all(tokens);
+  for (const Token token : tokens) {
+    (void)host_.timer_left_heap(token);
+  }
+  for (const Token token : tokens) {
+    host_.drop(token);
+  }
+}
+
 void Engine::close() {
   if (closed_) {
     return;

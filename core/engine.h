@@ -75,6 +75,14 @@ class Engine {
   [[nodiscard]] int run();
   // One turn. The same result.
   [[nodiscard]] int turn();
+  // One turn for a caller that drives the loop itself, also from within a callback that a turn is
+  // running. The same result; whether stop() was called stays to be seen.
+  [[nodiscard]] int turn_once();
+  // Drops the callbacks that are ready and those of other threads; what the engine itself has
+  // queued stays.
+  void drop_ready_callbacks();
+  // Drops every timer.
+  void drop_timers();
 
   // The turn under way (or the next) is the last.
   void stop() noexcept { stopping_ = true; }

@@ -33,6 +33,17 @@ class ReadinessWatchers {
   [[nodiscard]] Token at(int fd, Wanted what) const noexcept;
   [[nodiscard]] std::size_t count() const noexcept { return count_; }
 
+  // Visits each descriptor that is watched.
+  template <typename Visitor>
+  void for_each_descriptor(Visitor visit) const {
+    for (std::size_t fd = 0; fd < by_fd_.size(); ++fd) {
+      const Watcher* watcher = by_fd_[fd].get();
+      if (watcher != nullptr && (watcher->reader != nullptr || watcher->writer != nullptr)) {
+        visit(static_cast<int>(fd));
+      }
+    }
+  }
+
   // Takes everything out, for the caller to drop.
   void take_all(std::vector<Token>& removed);
 

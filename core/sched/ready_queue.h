@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <utility>
+#include <vector>
 
 namespace cpploop {
 
@@ -93,6 +94,22 @@ class ReadyQueue {
     while (capacity_ - size() < count) {
       grow();
     }
+  }
+
+  // Takes the host's callbacks out, for the caller to drop; the engine's own entries keep their
+  // order. Throws std::bad_alloc with the queue unchanged.
+  void take_tokens(std::vector<Token>& removed) {
+    removed.reserve(removed.size() + size());
+    std::size_t kept = head_;
+    for (std::size_t i = head_; i != tail_; ++i) {
+      const ReadyEntry entry = ring_[i & (capacity_ - 1)];
+      if (entry.kind == ReadyEntry::Kind::token) {
+        removed.push_back(entry.token);
+      } else {
+        ring_[kept++ & (capacity_ - 1)] = entry;
+      }
+    }
+    tail_ = kept;
   }
 
   template <typename Visitor>

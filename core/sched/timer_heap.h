@@ -99,6 +99,18 @@ class TimerHeap {
     }
   }
 
+  // Every token, dead ones included, in the order in which they would fire. For looking on, not for
+  // running: it copies and sorts. Throws std::bad_alloc.
+  [[nodiscard]] std::vector<Token> in_order() const {
+    std::vector<Entry> sorted = entries_;
+    std::sort(sorted.begin(), sorted.end(),
+              [](const Entry& left, const Entry& right) { return left.before(right); });
+    std::vector<Token> tokens(sorted.size());
+    std::transform(sorted.begin(), sorted.end(), tokens.begin(),
+                   [](const Entry& entry) { return entry.token; });
+    return tokens;
+  }
+
  private:
   struct Entry {
     std::int64_t deadline_ns;

@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import selectors
 import socket
 import ssl
 import sys
 import threading
-import warnings
 import weakref
 from asyncio import base_events, constants, events, selector_events, sslproto
 from asyncio.log import logger
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import _native
+from ._private import ReadyView, ScheduledView, SelectorView
 from ._processes import SpawningLoop
 from ._resolve import ResolvingLoop
 
@@ -32,21 +31,6 @@ if TYPE_CHECKING:
     _Ts = TypeVarTuple("_Ts")
 
 _SERVES_IN_CONTEXT = sys.version_info >= (3, 15)
-
-
-class _SelectorView:
-    """What asyncio's code reads of ``loop._selector``: which descriptors are watched, for what."""
-
-    def __init__(self, loop: Loop) -> None:
-        self._loop = weakref.ref(loop)
-
-    def get_key(self, fileobj: Any) -> selectors.SelectorKey:
-        loop = self._loop()
-        mask = 0 if loop is None or loop.is_closed() else loop._watched(fileobj)
-        if not mask:
-            raise KeyError(f"{fileobj!r} is not registered")
-        fd = fileobj if isinstance(fileobj, int) else fileobj.fileno()
-        return selectors.SelectorKey(fileobj, fd, mask, None)
 
 
 class Loop(_native.Loop, ResolvingLoop, SpawningLoop):
@@ -59,7 +43,7 @@ class Loop(_native.Loop, ResolvingLoop, SpawningLoop):
 
     def __init__(self) -> None:
         # The engine is the selector; asyncio's constructor would make one of its own for None.
-        super().__init__(_SelectorView(self))
+        super().__init__(SelectorView(self))
         self._listeners: dict[int, _native.Listener] = {}
 
     def __repr__(self) -> str:
@@ -124,27 +108,55 @@ class Loop(_native.Loop, ResolvingLoop, SpawningLoop):
             # The handlers and the wake-up descriptor are the parent's arrangement.
             self._signal_handlers.clear()
             return
-        self._remove_all_signal_handlers()
+        # asyncio finds the loop closed, and takes the signal handlers away in its own way.
+        super().close()
 
-    def _remove_all_signal_handlers(self) -> None:
-        if not self._signal_handlers:
-            return
-        if not sys.is_finalizing():
-            for sig in list(self._signal_handlers):
-                self.remove_signal_handler(sig)
-            return
-        warnings.warn(
-            f"Closing the loop {self!r} on interpreter shutdown stage, "
-            f"skipping signal handlers removal",
-            ResourceWarning,
-            source=self,
-        )
-        self._signal_handlers.clear()
+    # ---- asyncio's private names (docs/private-habits.md) ----
+
+    @property
+    def _ready(self) -> ReadyView:
+        return ReadyView(self)
+
+    @_ready.setter
+    def _ready(self, handles: Iterable[events.Handle]) -> None:
+        # asyncio's constructor makes an empty queue, and programs exchange it for another.
+        self._clear_ready()
+        for handle in handles:
+            self._append_ready(handle)
+
+    @property
+    def _scheduled(self) -> ScheduledView:
+        return ScheduledView(self)
+
+    @_scheduled.setter
+    def _scheduled(self, timers: Sequence[events.TimerHandle]) -> None:
+        if timers:
+            raise AttributeError("loop._scheduled cannot be set: add timers with loop.call_at()")
+        self._clear_scheduled()
+
+    @property
+    def _transports(self) -> weakref.WeakValueDictionary[int, Any]:
+        for transport in self._open_transports():
+            self._known_transports[transport._sock_fd] = transport
+        return self._known_transports
+
+    @_transports.setter
+    def _transports(self, transports: weakref.WeakValueDictionary[int, Any]) -> None:
+        self._known_transports = transports
 
     def _add_callback(self, handle: events.Handle) -> None:
         # The handles of signals are asyncio's own and know their context themselves.
         if not handle._cancelled:
-            self.call_soon(handle._run)
+            self._append_ready(handle)
+
+    def _call_soon(
+        self,
+        callback: Callable[[*_Ts], object],
+        args: tuple[*_Ts],
+        context: contextvars.Context | None,
+    ) -> asyncio.Handle:
+        # The native one by name: an overriding call_soon() may be who calls.
+        return _native.Loop.call_soon(self, callback, *args, context=context)
 
     # ---- the socket pair that signals write to; made for the first signal handler ----
 
@@ -260,8 +272,9 @@ class Loop(_native.Loop, ResolvingLoop, SpawningLoop):
             ssl_handshake_timeout=ssl_handshake_timeout,
             ssl_shutdown_timeout=ssl_shutdown_timeout,
         )
-        self._make_socket_transport(
-            rawsock, ssl_protocol, extra=extra, server=server, context=context
+        # Not through the hook for plain connections, which asyncio does not ask here either.
+        _native.Loop._make_socket_transport(
+            self, rawsock, ssl_protocol, extra=extra, server=server, context=context
         )
         transport: asyncio.Transport = ssl_protocol._app_transport
         return transport

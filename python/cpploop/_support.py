@@ -48,6 +48,12 @@ def _callback_failed(loop: Loop, handle: _AnyHandle, exc: BaseException) -> None
     loop.call_exception_handler(context)
 
 
+def _run_unless_cancelled(handle: Handle) -> None:
+    """Run a handle that is not the native loop's own, as asyncio's loop does in its turn."""
+    if not handle._cancelled:
+        handle._run()
+
+
 def log_if_slow(loop: Loop, what: object, seconds: float) -> None:
     """Log a callback that blocked the loop for long (debug mode)."""
     if seconds >= loop.slow_callback_duration:

@@ -56,8 +56,14 @@ SUITES = (
     Suite("test_ssl"),
     Suite("test_sslproto"),
     Suite("test_subprocess"),
-    Suite("test_unix_events", r"TestFork"),
-    Suite("test_tasks", r"RunCoroutineThreadsafeTests|.*SleepTests|CompatibilityTests"),
+    Suite(
+        "test_unix_events",
+        # The rest tests private methods and pipe transports on mocks.
+        r"TestFork|TestFunctional|PidfdChildWatcherTests"
+        r"|SelectorEventLoop(Signal|UnixSocket)Tests",
+    ),
+    Suite("test_tasks"),
+    Suite("test_futures"),
     Suite("test_taskgroups"),
     Suite("test_timeouts"),
     Suite("test_pep492"),
@@ -82,6 +88,7 @@ TWICE_OR_SLOW = re.compile(
     r"test_subprocess\.Subprocess(Threaded|Safe|Fast|MultiLoop)Watcher.*"
     r"|test_subprocess\..*\.test_kill_issue43884"
     r"|.*\.(Test)?(Eager|NonEager)?Py[A-Z].*|.*\.(Eager|NonEager)PyTaskTests\..*"
+    r"|test_(tasks|futures)\.C(Sub|Task_?(CFuture_)?Sub|Task_Py).*"
     r"|test_taskgroups\.TestEagerTaskTaskGroup\..*"
     r"|test_taskgroups\..*\.test_taskgroup_(02|03|15|16|23|24)"
     r"|test_eager_task_factory\..*\.test_staggered_race_with_eager_tasks.*"
@@ -205,6 +212,15 @@ def _let_mocked_loops_be_real(name: str, module: Any) -> None:
             return loop
 
         module.BaseTest.new_loop = new_loop
+    elif name in ("test_tasks", "test_futures"):
+        utils = importlib.import_module(f"{PACKAGE}.utils")
+
+        def new_timed_loop(self: Any, gen: Any = None) -> asyncio.AbstractEventLoop:
+            loop = _timed_loop(gen)
+            self.set_event_loop(loop)
+            return loop
+
+        utils.TestCase.new_test_loop = new_timed_loop
     elif name == "test_subprocess":
 
         def new_test_loop(self: Any, gen: object = None) -> asyncio.AbstractEventLoop:
@@ -213,6 +229,51 @@ def _let_mocked_loops_be_real(name: str, module: Any) -> None:
             return loop
 
         module.SubprocessTransportTests.new_test_loop = new_test_loop
+
+
+def _timed_loop(gen: Any) -> asyncio.AbstractEventLoop:
+    """A real loop whose clock stands still but for what the test's generator says.
+
+    As upstream's TestLoop, which is a BaseEventLoop without a selector: for each timer the
+    generator is sent its time and yields by how much the clock moves on.
+    """
+    base: Any = asyncio.SelectorEventLoop
+
+    class TimedLoop(base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self._now = 0.0
+            self._steps = gen() if gen is not None else None
+            if self._steps is not None:
+                next(self._steps)
+
+        def time(self) -> float:
+            return self._now
+
+        def advance_time(self, advance: float) -> None:
+            self._now += advance or 0.0
+
+        def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:
+            if self._steps is not None:
+                self.call_soon(self._move_on, when)
+            return super().call_at(when, callback, *args, context=context)
+
+        def _move_on(self, when: float) -> None:
+            self.advance_time(self._steps.send(when))
+
+        def close(self) -> None:
+            super().close()
+            if self._steps is not None:
+                try:
+                    self._steps.send(0)
+                except StopIteration:
+                    pass
+                else:
+                    raise AssertionError("the generator of times is not finished")
+
+    # What is recorded of it is that a loop of its base's kind was made.
+    TimedLoop.__module__, TimedLoop.__qualname__ = base.__module__, base.__qualname__
+    return TimedLoop()
 
 
 def _memory_bytes() -> int:

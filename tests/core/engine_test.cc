@@ -69,6 +69,48 @@ TEST_F(EngineTest, WhatACallbackSchedulesWaitsForTheNextTurn) {
   EXPECT_EQ(log_, (Lines{"first", "second", "third"}));
 }
 
+TEST_F(EngineTest, ATurnInsideACallbackRunsWhatIsQueued) {
+  loop_.call_soon([&] {
+    log_.emplace_back("before");
+    EXPECT_TRUE(engine().in_callback());
+    EXPECT_EQ(engine().turn_once(), 0);
+    EXPECT_TRUE(engine().in_callback());
+    log_.emplace_back("after");
+    loop_.call_soon(says("later"));
+  });
+  loop_.call_soon(says("second"));
+  loop_.call_at(0, says("timer"));
+  ASSERT_EQ(engine().turn(), 0);
+  // The timer was taken along by the turn around it.
+  EXPECT_EQ(log_, (Lines{"before", "second", "timer", "after", "later"}));
+  EXPECT_EQ(loop_.host.outstanding(), 0U);
+}
+
+TEST_F(EngineTest, ATurnInsideACallbackKeepsItsInterruptToItself) {
+  loop_.call_soon([&] {
+    loop_.call_soon([&] { engine().interrupt(); });
+    loop_.call_soon(says("next"));
+    EXPECT_EQ(engine().turn_once(), 0);
+    log_.emplace_back("caller");
+  });
+  ASSERT_EQ(engine().turn(), 0);
+  ASSERT_EQ(engine().turn(), 0);
+  EXPECT_EQ(log_, (Lines{"caller", "next"}));
+}
+
+TEST_F(EngineTest, CallbacksAndTimersCanBeDropped) {
+  loop_.call_soon(says("ready"));
+  loop_.call_at(0, says("timer"));
+  engine().drop_ready_callbacks();
+  EXPECT_TRUE(engine().ready().empty());
+  EXPECT_EQ(loop_.host.outstanding(), 1U);
+  engine().drop_timers();
+  EXPECT_EQ(loop_.host.outstanding(), 0U);
+  engine().set_stopping(true);
+  ASSERT_EQ(engine().turn(), 0);
+  EXPECT_TRUE(log_.empty());
+}
+
 TEST_F(EngineTest, WhatTheLastTurnScheduledRunsBeforeTheNextPollsEvents) {
   watch(kWantReadable, says("io"));
   loop_.call_soon([&] {

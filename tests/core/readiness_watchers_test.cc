@@ -240,6 +240,17 @@ TEST_F(ReadinessWatchersTest, VisitsEveryCallback) {
   EXPECT_EQ(visited, 3);
 }
 
+TEST_F(ReadinessWatchersTest, NamesEachWatchedDescriptorOnce) {
+  UniqueFd other = some_fd();
+  ASSERT_EQ(add(fd_.get(), kWantReadable, make()), 0);
+  ASSERT_EQ(add(fd_.get(), kWantWritable, make()), 0);
+  ASSERT_EQ(add(other.get(), kWantWritable, make()), 0);
+  remove(other.get(), kWantWritable);
+  std::vector<int> named;
+  watchers().for_each_descriptor([&](int fd) { named.push_back(fd); });
+  EXPECT_EQ(named, std::vector<int>{fd_.get()});
+}
+
 TEST_F(ReadinessWatchersTest, TakeAllGivesEverythingBackAndWatchesNothing) {
   ASSERT_EQ(add(fd_.get(), kWantReadable, make()), 0);
   ASSERT_EQ(add(fd_.get(), kWantWritable, make()), 0);

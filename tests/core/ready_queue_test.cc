@@ -105,6 +105,29 @@ TEST(ReadyQueue, VisitsEveryEntryInOrderAlsoWhenWrapped) {
   }
 }
 
+TEST(ReadyQueue, GivesUpItsTokensAndKeepsTheRestInOrder) {
+  ReadyQueue queue;
+  for (int i = 0; i < 50; ++i) {
+    queue.push(ReadyEntry::of_token(token_of(0)));
+    (void)queue.pop();
+  }
+  for (std::uint32_t i = 0; i < 20; ++i) {
+    queue.push(ReadyEntry::of_token(token_of(i)));
+    queue.push(ReadyEntry::of_io({i, 1}, kIoReadable));
+  }
+  std::vector<Token> removed;
+  queue.take_tokens(removed);
+  ASSERT_EQ(removed.size(), 20U);
+  EXPECT_EQ(removed.front(), token_of(0));
+  EXPECT_EQ(removed.back(), token_of(19));
+  ASSERT_EQ(queue.size(), 20U);
+  for (std::uint32_t i = 0; i < 20; ++i) {
+    const ReadyEntry entry = queue.pop();
+    EXPECT_EQ(entry.kind, ReadyEntry::Kind::io);
+    EXPECT_EQ(entry.channel.slot, i);
+  }
+}
+
 TEST(ReadyQueue, BehavesAsADequeDoesUnderRandomUse) {
   ReadyQueue queue;
   std::deque<std::uintptr_t> model;

@@ -149,6 +149,18 @@ TEST(TimerHeap, VisitsEveryTimerOnce) {
   EXPECT_EQ(seen.size(), 50U);
 }
 
+TEST(TimerHeap, LooksInOrderWithoutChangingAnything) {
+  TimerHeap heap;
+  for (std::uintptr_t i = 0; i < 50; ++i) {
+    heap.push(static_cast<std::int64_t>(i % 7), token_of(i));
+  }
+  const std::vector<Token> looked = heap.in_order();
+  ASSERT_EQ(looked.size(), heap.size());
+  for (const Token token : looked) {
+    ASSERT_EQ(heap.pop(), token);
+  }
+}
+
 // std::multimap keeps equal keys in the order they were inserted, which is the order promised here.
 class TimerModel {
  public:
