@@ -113,7 +113,7 @@ TEST(ReadyQueue, GivesUpItsTokensAndKeepsTheRestInOrder) {
   }
   for (std::uint32_t i = 0; i < 20; ++i) {
     queue.push(ReadyEntry::of_token(token_of(i)));
-    queue.push(ReadyEntry::of_io({i, 1}, kIoReadable));
+    queue.push(ReadyEntry::of_io({i, 1}, 1U));
   }
   std::vector<Token> removed;
   queue.take_tokens(removed);
