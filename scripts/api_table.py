@@ -47,10 +47,7 @@ SECTIONS = {
     "subprocess": ("SubprocessTransport", ("BaseTransport", "SubprocessTransport")),
 }
 # Where ours differs on purpose, and why.
-DIFFERS = {
-    ("loop", "create_task"): "the keywords are those of the running Python's Task",
-    ("loop", "__init__"): "there is no selector to pass",
-}
+DIFFERS = {("loop", "create_task"): "`(coro, **kwargs)`: what the running Python's Task takes"}
 DUNDERS = ("__aenter__", "__aexit__")
 
 
@@ -163,9 +160,9 @@ def where_is(owner: type) -> str:
 
 # --- the data file --------------------------------------------------------------------------------
 
-# Section -> name -> Python -> {"asyncio": [signature, ...], "ours": signature, "where": text}.
-# Patch releases of one Python differ now and then; then there are several signatures.
-Data = dict[str, dict[str, dict[str, dict[str, Any]]]]
+# Section -> name -> {"where": text, "asyncio": {Python: [signature, ...]}}. Patch releases of one
+# Python differ now and then; then there are several signatures.
+Data = dict[str, dict[str, dict[str, Any]]]
 
 
 def load(path: Path) -> Any:
@@ -183,65 +180,78 @@ def collect() -> None:
     for section, names in asyncio_signatures().items():
         of_section = data.setdefault(section, {})
         for name, signature in names.items():
-            entry = of_section.setdefault(name, {}).setdefault(version, {"asyncio": []})
-            if signature not in entry["asyncio"]:
-                entry["asyncio"] = sorted([*entry["asyncio"], signature])
-            entry["ours"], entry["where"] = ours[section].get(name, ["missing", "nowhere"])
-        for name, entries in of_section.items():
-            if name not in names:
-                entries.pop(version, None)
+            entry = of_section.setdefault(name, {"asyncio": {}})
+            noted = entry["asyncio"].setdefault(version, [])
+            if signature not in noted:
+                entry["asyncio"][version] = sorted([*noted, signature])
+            entry["where"] = ours[section].get(name, ["missing", "nowhere"])[1]
+        for name in [name for name in of_section if name not in names]:
+            of_section[name]["asyncio"].pop(version, None)
+            if not of_section[name]["asyncio"]:
+                del of_section[name]
     save(DATA, data)
 
 
+def versions_in(data: Data) -> list[str]:
+    found = {v for names in data.values() for entry in names.values() for v in entry["asyncio"]}
+    return sorted(found, key=key)
+
+
 # --- the check ------------------------------------------------------------------------------------
+
+WHAT_TO_DO = "then run scripts/api_table.py --collect --write and commit what it wrote"
 
 
 def problems() -> Iterator[str]:
     """One line for everything that is not as the table says."""
     data: Data = load(DATA)
     version = python_version()
-    ours = our_members()
-    known = sorted({v for names in data.values() for entry in names.values() for v in entry}, key=key)
+    known = versions_in(data)
+    # A Python that nobody has noted yet is compared with the newest one that was.
     against = version if version in known else known[-1]
+    ours = our_members()
     for section, names in asyncio_signatures().items():
-        title = SECTIONS[section][0]
-        for name, signature in names.items():
-            entry = data.get(section, {}).get(name, {}).get(against)
-            if entry is None:
-                yield (
-                    f"{title}.{name}{signature}: new in asyncio of Python {version}. Implement it "
-                    f"(or find that asyncio's own works), name its test in {TESTS.name}, then run "
-                    "scripts/api_table.py --collect and --write"
-                )
-            elif signature not in entry["asyncio"]:
-                yield (
-                    f"{title}.{name}: asyncio of Python {version} has {signature}, noted is "
-                    f"{' or '.join(entry['asyncio'])}. Follow it, then run "
-                    "scripts/api_table.py --collect and --write"
-                )
-        for name, entries in data.get(section, {}).items():
-            if against in entries and name not in names:
-                yield f"{title}.{name}: gone from asyncio of Python {version}; --collect and --write"
-        yield from problems_of_ours(section, names, ours[section], against, data)
+        yield from problems_of_asyncio(section, names, against, data)
+        yield from problems_of_ours(section, names, ours[section], data)
     yield from problems_of_tests(data)
     if PAGE.read_text(encoding="utf-8") != render(data):
-        yield f"{PAGE.relative_to(REPO)} is not what scripts/api_table.py --write writes"
+        yield f"{PAGE.relative_to(REPO)} is not what scripts/api_table.py --write writes: run it"
+
+
+def problems_of_asyncio(
+    section: str, names: dict[str, str], against: str, data: Data
+) -> Iterator[str]:
+    title = SECTIONS[section][0]
+    asyncio_of = f"asyncio of Python {python_version()}"
+    of_section = data.get(section, {})
+    for name, signature in names.items():
+        noted = of_section.get(name, {"asyncio": {}})["asyncio"].get(against)
+        if noted is None:
+            yield (
+                f"{title}.{name}{signature}: new in {asyncio_of}. Implement it, or make sure that "
+                f"asyncio's own works; name its test in scripts/{TESTS.name}; {WHAT_TO_DO}"
+            )
+        elif signature not in noted:
+            yield (
+                f"{title}.{name}: {asyncio_of} has {signature}, noted is {' or '.join(noted)}. "
+                f"Follow it; {WHAT_TO_DO}"
+            )
+    for name, entry in of_section.items():
+        if against in entry["asyncio"] and name not in names:
+            yield f"{title}.{name}: gone from {asyncio_of}; {WHAT_TO_DO}"
 
 
 def problems_of_ours(
-    section: str, names: dict[str, str], ours: dict[str, list[str]], version: str, data: Data
+    section: str, names: dict[str, str], ours: dict[str, list[str]], data: Data
 ) -> Iterator[str]:
     title = SECTIONS[section][0]
     for name, signature in names.items():
         mine, where = ours.get(name, ["missing", "nowhere"])
         if mine != signature and (section, name) not in DIFFERS:
-            yield f"{title}.{name}: ours is {mine} ({where}), asyncio's is {signature}; make it the same"
-        entry = data.get(section, {}).get(name, {}).get(version)
-        if entry is not None and entry["where"] != where:
-            yield (
-                f"{title}.{name}: {where}, noted is {entry['where']}; run "
-                "scripts/api_table.py --collect on every Python, and --write"
-            )
+            yield f"{title}.{name}: ours is {mine} ({where}), asyncio's is {signature}: make it so"
+        noted = data.get(section, {}).get(name, {}).get("where", where)
+        if noted != where:
+            yield f"{title}.{name}: implemented {where}, noted is {noted}; {WHAT_TO_DO}"
 
 
 # --- the tests ------------------------------------------------------------------------------------
@@ -312,49 +322,44 @@ def span(versions: list[str], known: list[str]) -> str:
     return first if first == last else f"{first} to {last}"
 
 
-def rows(section: str, names: dict[str, dict[str, dict[str, Any]]], known: list[str]) -> Iterator[str]:
+def rows(section: str, names: dict[str, dict[str, Any]], known: list[str]) -> Iterator[str]:
     tests = load(TESTS).get(section, {})
-    for name, entries in sorted(names.items()):
-        variants: dict[tuple[str, str, str], list[str]] = {}
-        for version in sorted(entries, key=key):
-            entry = entries[version]
-            mine = "the same" if entry["ours"] in entry["asyncio"] else f"`{entry['ours']}`"
-            reason = DIFFERS.get((section, name))
-            if mine != "the same" and reason is not None:
-                mine += f": {reason}"
+    for name, entry in sorted(names.items()):
+        variants: dict[str, list[str]] = {}
+        for version in sorted(entry["asyncio"], key=key):
             shown = " or ".join(
-                text if text == "property" else f"`{text}`" for text in entry["asyncio"]
+                text if text == "property" else f"`{text}`" for text in entry["asyncio"][version]
             )
-            variants.setdefault((shown, mine, entry["where"]), []).append(version)
-        test = tests.get(name, "")
-        file, _, function = test.partition("::")
-        link = f"[{function}](../tests/python/{file})" if test else "none"
-        for (shown, mine, where), versions in variants.items():
-            yield f"| `{name}` | {shown} | {span(versions, known)} | {mine} | {where} | {link} |"
+            variants.setdefault(shown, []).append(version)
+        mine = DIFFERS.get((section, name), "the same")
+        file, _, function = tests.get(name, "").partition("::")
+        link = f"[{function}](../tests/python/{file})" if file else "none"
+        for shown, versions in variants.items():
+            yield (
+                f"| `{name}` | {shown} | {span(versions, known)} | {mine} "
+                f"| {entry['where']} | {link} |"
+            )
 
 
 def render(data: Data) -> str:
-    known = sorted({v for names in data.values() for entry in names.values() for v in entry}, key=key)
+    known = versions_in(data)
     lines = [
         "# The API, method by method",
         "",
-        f"Every public method and property of asyncio's classes on Python {known[0]} to {known[-1]}, "
-        "its parameters there and",
-        "here, where cpploop implements it, and a test that calls it on both loops. *Native* is C++, "
-        "*edge* is cpploop's",
-        "Python, *asyncio's own* is the running Python's code, inherited and working on the native "
-        "parts below it.",
+        f"Every public method and property of asyncio's classes on Python {known[0]} to "
+        f"{known[-1]}:",
+        "its parameters, whether ours are the same, where cpploop implements it, and a test that",
+        "calls it on both loops. *Native* is C++, *edge* is cpploop's Python, *asyncio's own* is",
+        "the running Python's code, inherited, working on the native parts below it.",
         "",
-        "Written by `scripts/api_table.py`; CI compares it with each Python it runs, so that a method "
-        "or parameter that a",
-        "newer asyncio brings fails by name.",
+        "Written by `scripts/api_table.py`. CI compares it with every Python it runs on, so that a",
+        "method or a parameter that a newer asyncio brings fails by name.",
         "",
     ]
     totals: dict[str, int] = {}
     for section in SECTIONS:
-        for entries in data.get(section, {}).values():
-            newest = entries[max(entries, key=key)]
-            totals[newest["where"]] = totals.get(newest["where"], 0) + 1
+        for entry in data.get(section, {}).values():
+            totals[entry["where"]] = totals.get(entry["where"], 0) + 1
     counts = ", ".join(f"{count} {where}" for where, count in sorted(totals.items()))
     lines += [f"{sum(totals.values())} in all: {counts}.", ""]
     for section, (title, classes) in SECTIONS.items():
@@ -391,7 +396,11 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    steps: dict[str, Callable[[], int | None]] = {"collect": collect, "write": write, "check": check}
+    steps: dict[str, Callable[[], int | None]] = {
+        "collect": collect,
+        "write": write,
+        "check": check,
+    }
     for name in steps:
         parser.add_argument(f"--{name}", action="store_true")
     arguments = parser.parse_args(argv)

@@ -291,3 +291,304 @@ def test_listening_socket_closed_with_pending_connections(run: Any) -> None:
         client.close()
 
     run(main)
+
+
+# ---- kinds of servers: TCP, Unix, TLS
+
+
+async def _serve(env: Env, kind: str, certs: Any, path: Any, factory: Any, **options: Any) -> Any:
+    if kind == "unix":
+        return await env.loop.create_unix_server(factory, str(path / "socket"), **options)
+    context = certs.server_context() if kind == "tls" else None
+    return await env.loop.create_server(factory, "127.0.0.1", 0, ssl=context, **options)
+
+
+async def _connect(env: Env, kind: str, certs: Any, server: Any, protocol: Any) -> Any:
+    address = server.sockets[0].getsockname()
+    if kind == "unix":
+        transport, _ = await env.loop.create_unix_connection(lambda: protocol, address)
+        return transport
+    options: Any = (
+        {"ssl": certs.client_context(), "server_hostname": "localhost"} if kind == "tls" else {}
+    )
+    transport, _ = await env.loop.create_connection(lambda: protocol, *address, **options)
+    return transport
+
+
+KINDS = ["tcp", "unix", "tls"]
+
+
+def test_start_serving() -> None:
+    """A server that is to start later listens from start_serving() on; a second call is nothing."""
+
+    async def scenario(env: Env) -> None:
+        rec = Recorder(env)
+        server = await env.loop.create_server(lambda: rec, "127.0.0.1", 0, start_serving=False)
+        address = server.sockets[0].getsockname()
+        env.log(server.is_serving())
+        try:
+            socket.create_connection(address).close()
+        except ConnectionRefusedError:
+            env.log("refused")
+        env.log(await server.start_serving(), server.is_serving())
+        env.log(await server.start_serving(), server.is_serving())
+        with socket.create_connection(address):
+            await rec.until("connection_made")
+        await rec.until("connection_lost")
+        server.close()
+        await server.wait_closed()
+
+    support.compare(scenario)
+
+
+def test_repr_and_states() -> None:
+    async def scenario(env: Env) -> None:
+        server = await env.loop.create_server(Recorder, "127.0.0.1", 0, start_serving=False)
+        for step in ("new", "serving", "closed"):
+            if step == "serving":
+                await server.start_serving()
+            elif step == "closed":
+                server.close()
+            text = repr(server)
+            env.log(step, text.startswith("<Server sockets=("), text.count("AF_INET"))
+            env.log(server.is_serving(), len(server.sockets), type(server.sockets))
+            env.log(server.get_loop() is env.loop)
+        try:
+            server.sockets = ()
+        except AttributeError:
+            env.log("sockets cannot be set")
+        await server.wait_closed()
+        env.log(server.get_loop() is env.loop)
+
+    support.compare(scenario)
+
+
+@pytest.mark.parametrize("connected", [False, True])
+@pytest.mark.parametrize("ending", ["cancel", "close", "close_clients", "abort_clients"])
+def test_how_serve_forever_ends(ending: str, connected: bool) -> None:
+    """By cancelling it or by close(), with a connection open or none, as the running Python's."""
+    if "clients" in ending and sys.version_info < (3, 13):
+        pytest.skip("came with Python 3.13")
+
+    async def scenario(env: Env) -> None:
+        rec = Recorder()
+        server = await env.loop.create_server(lambda: rec, "127.0.0.1", 0)
+        task = asyncio.ensure_future(server.serve_forever())
+        await turns(2)
+        client = None
+        if connected:
+            client = socket.create_connection(server.sockets[0].getsockname())
+            await rec.until("connection_made")
+        if ending == "cancel":
+            task.cancel()
+        elif ending == "close":
+            server.close()
+        else:
+            getattr(server, ending)()
+            env.log("serving", server.is_serving())
+            await turns(3)
+            env.log("done", task.done())
+            server.close()
+        await turns(5)
+        env.log("serving", server.is_serving(), "done", task.done())
+        if client is not None:
+            client.close()
+            await rec.until("connection_lost")
+        try:
+            env.log("returned", await task)
+        except BaseException as exc:
+            env.log("raised", type(exc))
+        env.log(task.cancelled())
+        await server.wait_closed()
+
+    support.compare(scenario)
+
+
+def test_serve_forever_refuses() -> None:
+    """A second one at the same time, and one of a closed server, with asyncio's words."""
+
+    async def scenario(env: Env) -> None:
+        server = await env.loop.create_server(Recorder, "127.0.0.1", 0)
+        task = asyncio.ensure_future(server.serve_forever())
+        await turns(2)
+        for step in ("running", "closed"):
+            if step == "closed":
+                server.close()
+                await asyncio.gather(task, return_exceptions=True)
+            try:
+                await server.serve_forever()
+            except RuntimeError as exc:
+                env.log(step, str(exc).split(" ", 1)[0], str(exc).rsplit(">", 1)[-1])
+        await server.wait_closed()
+
+    support.compare(scenario)
+
+
+def test_serve_forever_may_be_called_again_before_the_close() -> None:
+    async def scenario(env: Env) -> None:
+        server = await env.loop.create_server(Recorder, "127.0.0.1", 0, start_serving=False)
+        task = asyncio.ensure_future(server.serve_forever())
+        task.cancel()
+        try:
+            await task
+        except asyncio.CancelledError:
+            env.log("cancelled before it began")
+        env.log(server.is_serving(), len(server.sockets))
+        server.close()
+        await server.wait_closed()
+
+    support.compare(scenario)
+
+
+def test_many_wait_for_the_close() -> None:
+    """Each waiter is woken; one that is cancelled leaves the others waiting."""
+
+    async def scenario(env: Env) -> None:
+        rec = Recorder()
+        server = await env.loop.create_server(lambda: rec, "127.0.0.1", 0)
+        client = socket.create_connection(server.sockets[0].getsockname())
+        await rec.until("connection_made")
+        waiters = [asyncio.ensure_future(server.wait_closed()) for _ in range(3)]
+        await turns(2)
+        env.log([waiter.done() for waiter in waiters])
+        server.close()
+        await turns(2)
+        waiters[1].cancel()
+        await turns(2)
+        env.log([waiter.done() for waiter in waiters])
+        client.close()
+        await rec.until("connection_lost")
+        await turns(3)
+        env.log([waiter.done() for waiter in waiters])
+        await asyncio.gather(*waiters, return_exceptions=True)
+
+    support.compare(scenario)
+
+
+def test_context_manager_with_a_connection_open() -> None:
+    """Whether leaving waits for the connection is the running Python's business."""
+
+    async def scenario(env: Env) -> None:
+        rec = Recorder()
+        left: list[str] = []
+
+        async def serve() -> None:
+            async with await env.loop.create_server(lambda: rec, "127.0.0.1", 0) as server:
+                client.append(socket.create_connection(server.sockets[0].getsockname()))
+                await rec.until("connection_made")
+            left.append("left")
+
+        client: list[socket.socket] = []
+        task = asyncio.ensure_future(serve())
+        await rec.until("connection_made")
+        await turns(4)
+        env.log(left)
+        client[0].close()
+        await rec.until("connection_lost")
+        await task
+        env.log(left)
+
+    support.compare(scenario)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_close_clients_of_every_kind(kind: str, certs: Any, short_tmp: Any) -> None:
+    """close_clients() flushes, abort_clients() does not; the server serves on until close()."""
+    if sys.version_info < (3, 13):
+        pytest.skip("came with Python 3.13")
+
+    async def scenario(env: Env) -> None:
+        recorders: list[Recorder] = []
+
+        def factory() -> Recorder:
+            recorders.append(Recorder())
+            return recorders[-1]
+
+        server = await _serve(env, kind, certs, short_tmp, factory)
+        for method in ("close_clients", "abort_clients"):
+            peers = [Recorder(), Recorder()]
+            for peer in peers:
+                await _connect(env, kind, certs, server, peer)
+            await eventually(lambda: len(recorders) == 2)
+            for rec in recorders:
+                await rec.until("connection_made")
+            recorders[0].transport.write(b"last words")
+            getattr(server, method)()
+            env.log(method, "serving", server.is_serving())
+            for rec in [*recorders, *peers]:
+                await rec.until("connection_lost")
+            env.log("told", [rec.count("connection_lost") for rec in recorders])
+            if method == "close_clients":
+                env.log(bytes(peers[0].received))
+            recorders.clear()
+        server.close_clients()
+        server.abort_clients()
+        server.close()
+        await server.wait_closed()
+        env.log("serving", server.is_serving())
+
+    support.compare(scenario)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_life_of_a_server_of_every_kind(kind: str, certs: Any, short_tmp: Any) -> None:
+    async def scenario(env: Env) -> None:
+        rec = Recorder()
+        server = await _serve(env, kind, certs, short_tmp, lambda: rec, start_serving=False)
+        env.log(server.is_serving(), len(server.sockets))
+        await server.start_serving()
+        peer = Recorder()
+        transport = await _connect(env, kind, certs, server, peer)
+        await rec.until("connection_made")
+        transport.write(b"hello")
+        await rec.until_received(5)
+        server.close()
+        env.log(server.is_serving(), server.sockets)
+        waiting = asyncio.ensure_future(server.wait_closed())
+        await turns(3)
+        env.log("waiting", not waiting.done())
+        rec.transport.write(b"still answered")
+        await peer.until_received(14)
+        transport.close()
+        await rec.until("connection_lost")
+        await peer.until("connection_lost")
+        await waiting
+        env.log((short_tmp / "socket").exists())
+        (short_tmp / "socket").unlink(missing_ok=True)
+
+    support.compare(scenario)
+
+
+def test_server_of_several_sockets() -> None:
+    """One Server over several addresses: closed together, waited for together."""
+
+    async def scenario(env: Env) -> None:
+        rec = Recorder()
+        server = await env.loop.create_server(lambda: rec, ["127.0.0.1", "127.0.0.2"], 0)
+        env.log(len(server.sockets))
+        addresses = [sock.getsockname() for sock in server.sockets]
+        with socket.create_connection(addresses[1]):
+            await rec.until("connection_made")
+        await rec.until("connection_lost")
+        server.close()
+        for address in addresses:
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(address)
+        await server.wait_closed()
+
+    support.compare(scenario)
+
+
+def test_wrong_calls() -> None:
+    async def scenario(env: Env) -> None:
+        server = await env.loop.create_server(Recorder, "127.0.0.1", 0)
+        for name in ("close", "is_serving", "get_loop", "close_clients", "abort_clients"):
+            method = getattr(server, name, None)
+            try:
+                method(1)
+            except TypeError:
+                env.log(name, "TypeError", method is not None)
+        server.close()
+        await server.wait_closed()
+
+    support.compare(scenario)
