@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Keep docs/api-table.md: every public method of asyncio's classes, and what cpploop has for it.
 
-    scripts/api_table.py --collect    note what the running Python's asyncio and cpploop have
+    scripts/api_table.py --collect    note what the running Python's asyncio has
     scripts/api_table.py --write      write docs/api-table.md from what was noted on every Python
-    scripts/api_table.py --check      compare the running Python with what was noted; 1 if it differs
+    scripts/api_table.py --check      compare the running Python with it; exits 1 if it differs
 
 One interpreter sees only its own asyncio. So --collect is run under each Python at hand
 (scripts/pythons.sh list), with cpploop importable, and adds to scripts/api_data.json; scripts/
@@ -161,7 +161,8 @@ def where_is(owner: type) -> str:
 # --- the data file --------------------------------------------------------------------------------
 
 # Section -> name -> {"where": text, "asyncio": {Python: [signature, ...]}}. Patch releases of one
-# Python differ now and then; then there are several signatures.
+# Python differ now and then; then there are several signatures. In the file each signature is
+# written once, with the Pythons that have it.
 Data = dict[str, dict[str, dict[str, Any]]]
 
 
@@ -169,12 +170,31 @@ def load(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def save(path: Path, data: Any) -> None:
-    path.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+def load_data() -> Data:
+    data: Data = load(DATA)
+    for names in data.values():
+        for entry in names.values():
+            of_version: dict[str, list[str]] = {}
+            for signature, versions in entry["asyncio"].items():
+                for version in versions.split():
+                    of_version.setdefault(version, []).append(signature)
+            entry["asyncio"] = of_version
+    return data
+
+
+def save_data(data: Data) -> None:
+    for names in data.values():
+        for entry in names.values():
+            of_signature: dict[str, list[str]] = {}
+            for version in sorted(entry["asyncio"], key=key):
+                for signature in entry["asyncio"][version]:
+                    of_signature.setdefault(signature, []).append(version)
+            entry["asyncio"] = {text: " ".join(found) for text, found in of_signature.items()}
+    DATA.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def collect() -> None:
-    data: Data = load(DATA)
+    data = load_data()
     version = python_version()
     ours = our_members()
     for section, names in asyncio_signatures().items():
@@ -189,7 +209,7 @@ def collect() -> None:
             of_section[name]["asyncio"].pop(version, None)
             if not of_section[name]["asyncio"]:
                 del of_section[name]
-    save(DATA, data)
+    save_data(data)
 
 
 def versions_in(data: Data) -> list[str]:
@@ -204,7 +224,7 @@ WHAT_TO_DO = "then run scripts/api_table.py --collect --write and commit what it
 
 def problems() -> Iterator[str]:
     """One line for everything that is not as the table says."""
-    data: Data = load(DATA)
+    data = load_data()
     version = python_version()
     known = versions_in(data)
     # A Python that nobody has noted yet is compared with the newest one that was.
@@ -380,7 +400,7 @@ def render(data: Data) -> str:
 
 
 def write() -> None:
-    PAGE.write_text(render(load(DATA)), encoding="utf-8")
+    PAGE.write_text(render(load_data()), encoding="utf-8")
 
 
 def check() -> int:

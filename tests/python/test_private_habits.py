@@ -832,6 +832,31 @@ def test_tls_transport_attributes(run: Any, certs: support.Certificates) -> None
     run(main)
 
 
+# ---- asyncio itself
+
+
+@pytest.mark.parametrize(
+    ("pattern", "subject"),
+    [
+        (r"(?:\b|_)loop\.(_[a-z]\w*)", "loop"),
+        (r"\b(?:handle|reader|writer)\.(_[a-z]\w*)", "handle"),
+    ],
+)
+def test_names_that_asyncio_reads(loop_factory: Any, pattern: str, subject: str) -> None:
+    """What the running asyncio reads of a loop or a handle that is not its own is all there."""
+    read: dict[str, set[str]] = {}
+    for module in Path(asyncio.__file__).parent.glob("*.py"):
+        if not module.name.startswith(("windows", "proactor")):
+            for found in re.finditer(pattern, module.read_text(encoding="utf-8")):
+                read.setdefault(found[1], set()).add(module.name)
+    with open_loop(loop_factory) as loop:
+        owner = loop if subject == "loop" else loop.call_later(1000, nothing)
+        # Of other handles than the loop's: a stream reader's and a generator's.
+        own = {name for name, modules in read.items() if not modules <= {"streams.py"}}
+        missing = {name: read[name] for name in own if not hasattr(owner, name)}
+        assert not missing and len(own) >= (5 if subject == "loop" else 2)
+
+
 # ---- the page
 
 
