@@ -110,8 +110,6 @@ def asyncio_signatures() -> dict[str, dict[str, str]]:
 
 def our_classes() -> dict[str, type]:
     """Section -> the class whose instances cpploop hands out."""
-    from asyncio import base_subprocess
-
     import cpploop
     from cpploop import _native
 
@@ -123,10 +121,9 @@ def our_classes() -> dict[str, type]:
         datagram = vars(selector_events)["_SelectorDatagramTransport"]
     from asyncio import unix_events
 
-    subprocess: Any = vars(unix_events).get("_UnixSubprocessTransport")
-    for module in ("_processes", "_subprocess"):
-        found = sys.modules.get(f"cpploop.{module}")
-        subprocess = getattr(found, "SubprocessTransport", subprocess)
+    subprocess: Any = vars(unix_events)["_UnixSubprocessTransport"]
+    edge: Any = sys.modules.get("cpploop._processes")
+    subprocess = getattr(edge, "_UnixSubprocessTransport", subprocess)
     return {
         "loop": cpploop.Loop,
         "handle": native.Handle,
@@ -134,7 +131,7 @@ def our_classes() -> dict[str, type]:
         "server": asyncio.Server,
         "stream": native.StreamTransport,
         "datagram": datagram,
-        "subprocess": subprocess or base_subprocess.BaseSubprocessTransport,
+        "subprocess": subprocess,
     }
 
 

@@ -137,7 +137,10 @@ class Loop(_native.Loop, ResolvingLoop, SpawningLoop):
     @property
     def _transports(self) -> weakref.WeakValueDictionary[int, Any]:
         for transport in self._open_transports():
-            self._known_transports[transport._sock_fd] = transport
+            # Pipes have none, and asyncio keeps no account of them either.
+            fd = getattr(transport, "_sock_fd", None)
+            if fd is not None:
+                self._known_transports[fd] = transport
         return self._known_transports
 
     @_transports.setter
