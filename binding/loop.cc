@@ -68,9 +68,47 @@ Loop::~Loop() {
 
 // ---- running ----
 
-bool Loop::run() { return ended_well(engine_.run()); }
+// Marks whose turns they are while they last. The engine knows one thread: a second one that came
+// in while the first waits in the kernel would take its thread state away.
+class Loop::Turns {
+ public:
+  explicit Turns(Loop& loop) noexcept : loop_(loop), me_(PyThread_get_thread_ident()) {
+    outer_ = loop.turning_thread_.load() == me_;
+    unsigned long nobody = 0;
+    mine_ = outer_ || loop.turning_thread_.compare_exchange_strong(nobody, me_);
+  }
+  ~Turns() {
+    if (mine_ && !outer_) {
+      loop_.turning_thread_.store(0);
+    }
+  }
+  Turns(const Turns&) = delete;
+  Turns& operator=(const Turns&) = delete;
 
-bool Loop::run_once() { return ended_well(engine_.turn_once()); }
+  // False with RuntimeError set when another thread is at it.
+  [[nodiscard]] bool may_begin() const noexcept {
+    if (!mine_) {
+      PyErr_SetString(PyExc_RuntimeError, "This event loop is run by another thread");
+    }
+    return mine_;
+  }
+
+ private:
+  Loop& loop_;
+  const unsigned long me_;
+  bool outer_ = false;
+  bool mine_ = false;
+};
+
+bool Loop::run() {
+  const Turns turns(*this);
+  return turns.may_begin() && ended_well(engine_.run());
+}
+
+bool Loop::run_once() {
+  const Turns turns(*this);
+  return turns.may_begin() && ended_well(engine_.turn_once());
+}
 
 bool Loop::ended_well(int error) {
   if (forked()) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <exception>
@@ -200,6 +201,8 @@ class Loop final : private Host, private Clock {
     return Py_TYPE(watcher) == state_.sock_operation_type;
   }
   [[nodiscard]] bool cancel_watcher(PyObject* watcher);
+  class Turns;
+
   void run_timed(PyObject* handle);
   // What run() and run_once() make of the engine's result.
   [[nodiscard]] bool ended_well(int error);
@@ -244,6 +247,7 @@ class Loop final : private Host, private Clock {
   unsigned int known_type_version_ = 0;
   std::int64_t io_started_ns_ = 0;
   unsigned long thread_id_ = 0;  // 0: not running.
+  std::atomic<unsigned long> turning_thread_{0};
   // Guards the `running` mark of thread-safe handles.
   std::mutex callback_mutex_;
   std::condition_variable callback_over_;

@@ -282,6 +282,24 @@ def test_run_once_lets_what_must_leave_pass(loop_factory: Any) -> None:
         assert ran == [1, 2]
 
 
+def test_run_once_belongs_to_one_thread(loop_factory: Any, loop_name: str) -> None:
+    """A second thread is refused also when nobody says that the loop runs."""
+    needs_cpploop(loop_name, "two threads wait in one selector there")
+    with open_loop(loop_factory) as loop:
+        started, release = threading.Event(), threading.Event()
+        loop.call_soon(started.set)
+        loop.call_soon(release.wait, 10)
+        thread = threading.Thread(target=loop._run_once)
+        thread.start()
+        assert started.wait(10)
+        with pytest.raises(RuntimeError, match="another thread"):
+            loop._run_once()
+        release.set()
+        thread.join(10)
+        loop.call_soon(nothing)
+        loop._run_once()
+
+
 @pytest.mark.skipif(sys.version_info < (3, 13), reason="came with Python 3.13")
 def test_run_forever_setup(loop_factory: Any) -> None:
     """How 3.13 lets a program run the turns itself."""
