@@ -49,6 +49,82 @@ PyObject* address_object(const os::SocketAddress& address) {
   }
 }
 
+namespace {
+
+// The number, if it is plainly one of 0 to `limit`.
+[[nodiscard]] bool plain_number(PyObject* object, long long limit, std::uint32_t& number) {
+  if (!PyLong_CheckExact(object)) {
+    return false;
+  }
+  int overflow = 0;
+  const long long value = PyLong_AsLongLongAndOverflow(object, &overflow);
+  number = static_cast<std::uint32_t>(value);
+  return overflow == 0 && value >= 0 && value <= limit;
+}
+
+// The host's text, if it is ASCII and has no NUL inside.
+[[nodiscard]] const char* plain_host(PyObject* object) {
+  if (!PyUnicode_CheckExact(object) || !PyUnicode_IS_COMPACT_ASCII(object)) {
+    return nullptr;
+  }
+  const auto* text = static_cast<const char*>(PyUnicode_DATA(object));
+  return std::strlen(text) == static_cast<std::size_t>(PyUnicode_GET_LENGTH(object)) ? text
+                                                                                     : nullptr;
+}
+
+constexpr long long kPortMax = 0xffff;
+constexpr long long kFlowinfoMax = 0xfffff;
+constexpr long long kScopeMax = 0xffffffff;
+
+[[nodiscard]] bool literal_v4(PyObject* tuple, os::SocketAddress& address) {
+  const char* host = plain_host(PyTuple_GET_ITEM(tuple, 0));
+  std::uint32_t port = 0;
+  sockaddr_in name{};
+  if (PyTuple_GET_SIZE(tuple) != 2 || host == nullptr ||
+      !plain_number(PyTuple_GET_ITEM(tuple, 1), kPortMax, port) ||
+      ::inet_pton(AF_INET, host, &name.sin_addr) != 1) {
+    return false;
+  }
+  name.sin_family = AF_INET;
+  name.sin_port = htons(static_cast<std::uint16_t>(port));
+  std::memcpy(&address.storage, &name, sizeof(name));
+  address.length = sizeof(name);
+  return true;
+}
+
+[[nodiscard]] bool literal_v6(PyObject* tuple, os::SocketAddress& address) {
+  const Py_ssize_t size = PyTuple_GET_SIZE(tuple);
+  const char* host = plain_host(PyTuple_GET_ITEM(tuple, 0));
+  std::uint32_t port = 0;
+  std::uint32_t flowinfo = 0;
+  std::uint32_t scope = 0;
+  sockaddr_in6 name{};
+  if (size > 4 || host == nullptr || !plain_number(PyTuple_GET_ITEM(tuple, 1), kPortMax, port) ||
+      (size > 2 && !plain_number(PyTuple_GET_ITEM(tuple, 2), kFlowinfoMax, flowinfo)) ||
+      (size > 3 && !plain_number(PyTuple_GET_ITEM(tuple, 3), kScopeMax, scope)) ||
+      ::inet_pton(AF_INET6, host, &name.sin6_addr) != 1) {
+    return false;
+  }
+  name.sin6_family = AF_INET6;
+  name.sin6_port = htons(static_cast<std::uint16_t>(port));
+  name.sin6_flowinfo = htonl(flowinfo);
+  name.sin6_scope_id = scope;
+  std::memcpy(&address.storage, &name, sizeof(name));
+  address.length = sizeof(name);
+  return true;
+}
+
+}  // namespace
+
+bool literal_address(PyObject* object, int family, os::SocketAddress& address) {
+  if (!PyTuple_CheckExact(object) || PyTuple_GET_SIZE(object) < 2) {
+    return false;
+  }
+  return family == AF_INET    ? literal_v4(object, address)
+         : family == AF_INET6 ? literal_v6(object, address)
+                              : false;
+}
+
 bool LazyAddress::assign(const os::SocketAddress& address) {
   if (address.family() == AF_INET || address.family() == AF_INET6) {
     raw_length_ = address.family() == AF_INET ? sizeof(raw_.v4) : sizeof(raw_.v6);

@@ -13,6 +13,11 @@ namespace cpploop {
 // Families the socket module knows and we do not give None.
 [[nodiscard]] PyObject* address_object(const os::SocketAddress& address);
 
+// An address written out, (host, port) or (host, port, flowinfo, scope_id), as the socket module
+// would read it for a socket of `family`. False, and no error set, for whatever else it may be:
+// names, numbers out of range, objects that only look like these.
+[[nodiscard]] bool literal_address(PyObject* object, int family, os::SocketAddress& address);
+
 // An address kept small until somebody asks for it: most connections' never are.
 class LazyAddress {
  public:

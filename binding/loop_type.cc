@@ -6,6 +6,7 @@
 #include <string_view>
 #include <vector>
 
+#include "binding/datagram_transport.h"
 #include "binding/handle.h"
 #include "binding/loop.h"
 #include "binding/pipe_transport.h"
@@ -667,6 +668,39 @@ PyObject* loop_sock_call(PyObject* self, PyObject* const* values, Py_ssize_t cou
   return py::guard([&] { return start_sock_call(self, kCall, {values, count, keywords}); });
 }
 
+PyObject* loop_make_native_datagram_transport(PyObject* self, PyObject* const* values,
+                                              Py_ssize_t count, PyObject* keywords) {
+  return py::guard([&]() -> PyObject* {
+    Loop& loop = loop_of(self);
+    ModuleState& state = loop.state();
+    DatagramSpec spec;
+    const py::Parameter parameters[] = {
+        {state.str_sock, &spec.sock, false},       {state.str_protocol, &spec.protocol, false},
+        {state.str_address, &spec.address, false}, {state.str_waiter, &spec.waiter, false},
+        {state.str_extra, &spec.extra, false},
+    };
+    if (!py::parse("_make_native_datagram_transport", {values, count, keywords}, parameters) ||
+        !loop.check_open() || !loop.check_thread()) {
+      return nullptr;
+    }
+    if (spec.sock == nullptr || spec.protocol == nullptr) {
+      (void)refuse_missing("_make_native_datagram_transport",
+                           spec.sock == nullptr ? "sock" : "protocol");
+      return nullptr;
+    }
+    for (PyObject** optional : {&spec.address, &spec.waiter, &spec.extra}) {
+      if (*optional == Py_None) {
+        *optional = nullptr;
+      }
+    }
+    const int fd = descriptor_of(spec.sock);
+    if (fd < 0 || !ensure_no_transport(loop, fd, spec.sock)) {
+      return nullptr;
+    }
+    return new_datagram_transport(loop, fd, spec);
+  });
+}
+
 // ---- attributes ----
 
 PyObject* get_debug_attribute(PyObject* self, void*) { return py::boolean(loop_of(self).debug()); }
@@ -886,6 +920,9 @@ PyMethodDef loop_methods[] = {
     {"sock_accept", as_cfunction(loop_sock_call<SockCall::accept>), kFast,
      "sock_accept($self, /, sock)\n--\n\n"
      "Await a connection on a listening socket: (socket, address) (asyncio's loop.sock_accept)."},
+    {"_make_native_datagram_transport", as_cfunction(loop_make_native_datagram_transport), kFast,
+     "_make_native_datagram_transport($self, /, sock, protocol, address=None, waiter=None,\n"
+     "                                extra=None)\n--\n\nA DatagramTransport for a socket."},
     {"_check_closed", loop_check_closed, METH_NOARGS,
      "_check_closed($self, /)\n--\n\nRaise RuntimeError if the loop is closed."},
     {"_write_to_self", loop_write_to_self, METH_NOARGS,

@@ -108,8 +108,9 @@ int module_exec(PyObject* module) {
   state->module = module;
   if (!watch_for_exit() || !intern_names(*state) || !import_asyncio(*state) ||
       !add_handle_types(module, *state) || !add_loop_type(module, *state) ||
-      !add_stream_transport_type(module, *state) || !add_listener_type(module, *state) ||
-      !add_pipe_transport_types(module, *state) || !add_sock_operation_type(module, *state)) {
+      !add_stream_transport_type(module, *state) || !add_datagram_transport_type(module, *state) ||
+      !add_listener_type(module, *state) || !add_pipe_transport_types(module, *state) ||
+      !add_sock_operation_type(module, *state)) {
     return -1;
   }
   return PyModule_AddStringConstant(module, "__version__", CPPLOOP_VERSION);
@@ -126,6 +127,8 @@ int module_traverse(PyObject* module, visitproc visit, void* arg) {
   Py_VISIT(state->threadsafe_handle_type);
   Py_VISIT(state->stream_transport_base);
   Py_VISIT(state->stream_transport_type);
+  Py_VISIT(state->datagram_transport_base);
+  Py_VISIT(state->datagram_transport_type);
   Py_VISIT(state->listener_type);
   Py_VISIT(state->read_pipe_type);
   Py_VISIT(state->write_pipe_type);
@@ -177,6 +180,8 @@ void module_free(void* module) {
   Py_CLEAR(state->threadsafe_handle_type);
   Py_CLEAR(state->stream_transport_type);
   Py_CLEAR(state->stream_transport_base);
+  Py_CLEAR(state->datagram_transport_type);
+  Py_CLEAR(state->datagram_transport_base);
   Py_CLEAR(state->listener_type);
   Py_CLEAR(state->read_pipe_type);
   Py_CLEAR(state->write_pipe_type);

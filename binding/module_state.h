@@ -12,18 +12,18 @@ namespace cpploop {
   X(_buffer) X(_call_connection_lost) X(_callback_failed) X(_check_callback) X(_detach) \
   X(_ensure_fd_no_transport) X(_ensure_resolved) X(_eof) X(_limit) X(_log_closed_pipe_write) \
   X(_log_closed_write) X(_maybe_pause_protocol) X(_maybe_resume_protocol) X(_pause_reader) \
-  X(_read_ready) X(_refuse_data) X(_refuse_pipe_data) X(_remove_reader) X(_remove_writer) \
-  X(_run_unless_cancelled) X(_start_reading) X(_stream_reader_wr) X(_transport_socket) \
-  X(_unclosed) X(_waiter) X(_wakeup_waiter) X(_write_ready) X(accept) X(buffer_updated) \
-  X(call_at) X(call_exception_handler) X(call_soon) X(callback) X(cancelled) X(close) X(connect) \
-  X(connection_lost) X(connection_made) X(context) X(create_future) X(data) X(data_received) \
-  X(delay) X(detach) X(done) X(eof_received) X(exception) X(extra) X(family) X(fd) X(feed_data) \
-  X(fileno) X(get_buffer) X(getblocking) X(getsockopt) X(gettimeout) X(high) X(list_of_data) \
-  X(loop) X(low) X(message) X(name) X(pause_writing) X(peername) X(pipe) X(proto) X(protocol) \
-  X(recv) X(recv_into) X(recvfrom) X(recvfrom_into) X(remove_reader) X(remove_writer) \
-  X(resume_writing) X(send) X(sendto) X(server) X(set_exception) X(set_result) X(setblocking) \
-  X(sock) X(socket) X(sockname) X(throw) X(time) X(tobytes) X(transport) X(type) X(waiter) \
-  X(when)
+  X(_read_ready) X(_refuse_data) X(_refuse_datagram) X(_refuse_pipe_data) X(_remove_reader) \
+  X(_remove_writer) X(_run_unless_cancelled) X(_start_reading) X(_stream_reader_wr) \
+  X(_transport_socket) X(_unclosed) X(_waiter) X(_wakeup_waiter) X(_write_ready) X(accept) \
+  X(addr) X(address) X(buffer_updated) X(call_at) X(call_exception_handler) X(call_soon) \
+  X(callback) X(cancelled) X(close) X(connect) X(connection_lost) X(connection_made) X(context) \
+  X(create_future) X(data) X(data_received) X(datagram_received) X(delay) X(detach) X(done) \
+  X(eof_received) X(error_received) X(exception) X(extra) X(family) X(fd) X(feed_data) X(fileno) \
+  X(get_buffer) X(getblocking) X(getsockopt) X(gettimeout) X(high) X(list_of_data) X(loop) \
+  X(low) X(message) X(name) X(pause_writing) X(peername) X(pipe) X(proto) X(protocol) X(recv) \
+  X(recv_into) X(recvfrom) X(recvfrom_into) X(remove_reader) X(remove_writer) X(resume_writing) \
+  X(send) X(sendto) X(server) X(set_exception) X(set_result) X(setblocking) X(sock) X(socket) \
+  X(sockname) X(throw) X(time) X(tobytes) X(transport) X(type) X(waiter) X(when)
 
 // What asyncio's sock_*() use of a socket object, and what decides whether it is a plain one.
 #define CPPLOOP_SOCKET_MEMBERS(X) \
@@ -37,6 +37,14 @@ enum class SocketMember : int { CPPLOOP_SOCKET_MEMBERS(CPPLOOP_ENUMERATE) count 
 #undef CPPLOOP_ENUMERATE
 inline constexpr int kSocketMemberCount = static_cast<int>(SocketMember::count);
 
+// What the running asyncio does with datagrams that its releases do differently.
+struct DatagramRules {
+  long header_in = 0;  // What a queued datagram counts beside its bytes when it comes...
+  long header_out = 0;                // ...and when it goes.
+  bool abort_forgets_size = true;
+  bool sends_empty = true;
+};
+
 // What the binding keeps per interpreter: its own types, the asyncio objects it builds on, names.
 struct ModuleState {
   PyObject* module = nullptr;  // Borrowed: this is its state.
@@ -48,6 +56,9 @@ struct ModuleState {
   PyTypeObject* threadsafe_handle_type = nullptr;  // Null before Python 3.14.
   PyTypeObject* stream_transport_base = nullptr;   // The native type...
   PyTypeObject* stream_transport_type = nullptr;   // ...and its child with __dict__ and weakrefs.
+  PyTypeObject* datagram_transport_base = nullptr;  // The same two again.
+  PyTypeObject* datagram_transport_type = nullptr;
+  DatagramRules datagram_rules;
   PyTypeObject* listener_type = nullptr;
   PyTypeObject* read_pipe_type = nullptr;
   PyTypeObject* write_pipe_type = nullptr;
@@ -109,6 +120,7 @@ struct ModuleState {
 [[nodiscard]] bool add_handle_types(PyObject* module, ModuleState& state);
 [[nodiscard]] bool add_loop_type(PyObject* module, ModuleState& state);
 [[nodiscard]] bool add_stream_transport_type(PyObject* module, ModuleState& state);
+[[nodiscard]] bool add_datagram_transport_type(PyObject* module, ModuleState& state);
 [[nodiscard]] bool add_listener_type(PyObject* module, ModuleState& state);
 [[nodiscard]] bool add_pipe_transport_types(PyObject* module, ModuleState& state);
 [[nodiscard]] bool add_sock_operation_type(PyObject* module, ModuleState& state);

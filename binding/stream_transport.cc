@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "binding/datagram_transport.h"
 #include "binding/outgoing.h"
 #include "binding/py/context.h"
 #include "binding/py/guard.h"
@@ -676,62 +677,18 @@ void StreamTransport::on_drained() {
   }
 }
 
-// In Python's own arithmetic, so that odd numbers meet the errors asyncio gives them.
-PyObject* StreamTransport::set_limits(PyObject* high_given, PyObject* low_given) {
-  constexpr long kDefaultHigh = StreamSocket::kDefaultHighWater;
-  Ref four = Ref::steal(PyLong_FromLong(4));
-  Ref zero = Ref::steal(PyLong_FromLong(0));
-  if (!four || !zero) {
+PyObject* StreamTransport::set_limits(PyObject* high, PyObject* low) {
+  FlowLimits::Bytes bytes;
+  if (!limits_.set(high, low, bytes)) {
     return nullptr;
   }
-  Ref high;
-  if (high_given != Py_None) {
-    high = Ref::borrow(high_given);
-  } else if (low_given == Py_None) {
-    high = Ref::steal(PyLong_FromLong(kDefaultHigh));
-  } else {
-    high = Ref::steal(PyNumber_Multiply(four.get(), low_given));
-  }
-  if (!high) {
-    return nullptr;
-  }
-  Ref low = low_given != Py_None ? Ref::borrow(low_given)
-                                 : Ref::steal(PyNumber_FloorDivide(high.get(), four.get()));
-  if (!low) {
-    return nullptr;
-  }
-  const int ordered = PyObject_RichCompareBool(high.get(), low.get(), Py_GE);
-  const int positive = ordered == 1 ? PyObject_RichCompareBool(low.get(), zero.get(), Py_GE) : 0;
-  if (ordered < 0 || positive < 0) {
-    return nullptr;
-  }
-  if (positive == 0) {
-    PyErr_Format(PyExc_ValueError, "high (%R) must be >= low (%R) must be >= 0", high.get(),
-                 low.get());
-    return nullptr;
-  }
-  const auto bytes_of = [](PyObject* number) {
-    Ref integer = Ref::steal(PyNumber_Long(number));
-    // Null as the exception: what is too large is clamped.
-    return integer ? PyNumber_AsSsize_t(integer.get(), nullptr) : -1;
-  };
-  const Py_ssize_t high_bytes = bytes_of(high.get());
-  const Py_ssize_t low_bytes = bytes_of(low.get());
-  if (PyErr_Occurred() != nullptr) {
-    return nullptr;
-  }
-  high_ = std::move(high);
-  low_ = std::move(low);
-  socket_->set_limits(static_cast<std::size_t>(high_bytes), static_cast<std::size_t>(low_bytes));
+  socket_->set_limits(static_cast<std::size_t>(bytes.high), static_cast<std::size_t>(bytes.low));
   return py::none();
 }
 
 PyObject* StreamTransport::get_limits() {
-  if (high_) {
-    return PyTuple_Pack(2, low_.get(), high_.get());
-  }
-  return Py_BuildValue("(nn)", static_cast<Py_ssize_t>(socket_->low_water()),
-                       static_cast<Py_ssize_t>(socket_->high_water()));
+  return limits_.get({static_cast<Py_ssize_t>(socket_->high_water()),
+                      static_cast<Py_ssize_t>(socket_->low_water())});
 }
 
 // ---- closing ----
@@ -908,8 +865,14 @@ PyObject* StreamTransport::get_extra_info(PyObject* name, PyObject* fallback) {
 
 bool ensure_no_transport(Loop& loop, int fd, PyObject* object) {
   PyObject* transport = loop.transport_at(fd);
-  if (transport == nullptr || transport_of(transport).socket().is_closing() ||
-      transport_of(transport).lent()) {
+  if (transport == nullptr) {
+    return true;
+  }
+  if (PyObject_TypeCheck(transport, loop.state().datagram_transport_base)) {
+    if (datagram_transport_of(transport).socket().is_closing()) {
+      return true;
+    }
+  } else if (transport_of(transport).socket().is_closing() || transport_of(transport).lent()) {
     return true;
   }
   PyErr_Format(PyExc_RuntimeError, "File descriptor %R is used by transport %R", object, transport);

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "binding/address.h"
+#include "binding/flow_limits.h"
 #include "binding/loop.h"
 #include "binding/py/buffer.h"
 #include "binding/py/python.h"
@@ -145,10 +146,9 @@ class StreamTransport final : public StreamEvents {
   py::Ref server_;
   py::Ref context_;       // The one asked for at creation (Python 3.15), or none.
   py::Ref read_context_;  // Where data_received() and its kin run.
-  py::Ref
-      write_context_;  // Where resume_writing() runs: that of the write the kernel could not take.
-  py::Ref high_;       // The watermarks as they were given, null for the defaults.
-  py::Ref low_;
+  // Where resume_writing() runs: that of the write the kernel could not take.
+  py::Ref write_context_;
+  FlowLimits limits_;
   py::Ref empty_waiter_;
   py::Ref on_data_;  // protocol.data_received, or buffer_updated of a BufferedProtocol.
   py::Ref get_buffer_;

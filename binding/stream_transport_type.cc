@@ -6,49 +6,20 @@
 #include "binding/py/args.h"
 #include "binding/py/guard.h"
 #include "binding/stream_transport.h"
+#include "binding/transport_calls.h"
 
 namespace cpploop {
 namespace {
 
 using py::Ref;
 
-// The transport, if it may be used from here. Null with the Python error set: on free-threaded
-// builds another thread than the loop's is refused always.
 [[nodiscard]] StreamTransport* usable(PyObject* self) {
-  StreamTransport& transport = transport_of(self);
-  if (!transport.opened()) {
-    PyErr_SetString(PyExc_RuntimeError, "the transport was never opened");
-    return nullptr;
-  }
-  // A closed loop's transports still answer; a forked child's must not touch the parent's
-  // connection.
-  if ((transport.loop().forked() && !transport.loop().check_open()) ||
-      (py::kFreeThreaded && !transport.loop().check_thread())) {
-    return nullptr;
-  }
-  return &transport;
+  return usable_transport(transport_of(self));
 }
 
 template <typename Body>
 [[nodiscard]] PyObject* with_transport(PyObject* self, Body body) {
-  return py::guard([&]() -> PyObject* {
-    StreamTransport* transport = usable(self);
-    if (transport == nullptr) {
-      return nullptr;
-    }
-    Loop& loop = transport->loop();
-    const bool was_leaving = loop.leaving();
-    PyObject* result = body(*transport);
-    if (!was_leaving && loop.leaving()) [[unlikely]] {
-      // What a protocol raised inside this very call (KeyboardInterrupt in pause_writing(), say) is
-      // the caller's to see first.
-      const Ref dropped = Ref::steal(result);
-      PyErr_Clear();
-      loop.raise_leaving();
-      return nullptr;
-    }
-    return result;
-  });
+  return call_on_transport(transport_of(self), body);
 }
 
 PyObject* transport_write(PyObject* self, PyObject* const* values, Py_ssize_t count,

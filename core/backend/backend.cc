@@ -63,7 +63,7 @@ void Backend::unask(Channel& channel, Wanted what) noexcept {
 }
 
 void Backend::start_receive(Channel& channel) noexcept {
-  assert(channel.kind == Channel::Kind::stream);
+  assert(channel.kind == Channel::Kind::stream || channel.kind == Channel::Kind::datagram);
   ask(channel, kWantReadable);
   note_change(channel);
 }
@@ -136,6 +136,9 @@ void Backend::dispatch(ChannelId id, std::uint32_t io_events) {
       case Channel::Kind::stream:
         receive(*channel);
         break;
+      case Channel::Kind::datagram:
+        receive_datagrams(*channel);
+        break;
       case Channel::Kind::accept:
         accept(*channel);
         break;
@@ -154,6 +157,9 @@ void Backend::dispatch(ChannelId id, std::uint32_t io_events) {
     switch (channel->kind) {
       case Channel::Kind::stream:
         static_cast<StreamSink*>(sink)->on_send_ready();
+        break;
+      case Channel::Kind::datagram:
+        static_cast<DatagramSink*>(sink)->on_send_ready();
         break;
       case Channel::Kind::connect:
         finish_connect(*channel);

@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "core/os/datagram_batch.h"
 #include "core/os/io_result.h"
 #include "core/os/socket_ops.h"
 #include "core/sched/ready_queue.h"
@@ -34,7 +35,7 @@ struct ReceiveBuffer {
   std::size_t size = 0;  // Zero: the sink cannot take bytes now and has dealt with the reason.
 };
 
-// The four kinds of receiver a channel can have. `hold` and `release` bracket every delivery, so
+// The five kinds of receiver a channel can have. `hold` and `release` bracket every delivery, so
 // that a receiver which is dropped by what it delivers outlives the call.
 class Sink {
  public:
@@ -56,6 +57,18 @@ class StreamSink : public Sink {
 
  protected:
   ~StreamSink() = default;
+};
+
+class DatagramSink : public Sink {
+ public:
+  // Datagrams in the order they came, at least one. False ends this delivery.
+  [[nodiscard]] virtual bool on_datagrams(std::span<const Datagram> datagrams) = 0;
+  virtual void on_receive_error(int error) = 0;
+  // The kernel takes datagrams again after one that it could not take.
+  virtual void on_send_ready() = 0;
+
+ protected:
+  ~DatagramSink() = default;
 };
 
 class AcceptSink : public Sink {
@@ -88,14 +101,15 @@ class ReadinessSink : public Sink {
 // One descriptor as the backend sees it. It lives inside its owner (a stream socket, a listener, a
 // watcher), which detaches it before closing the descriptor.
 struct Channel {
-  enum class Kind : std::uint8_t { none, stream, accept, connect, readiness };
+  enum class Kind : std::uint8_t { none, stream, datagram, accept, connect, readiness };
 
   int fd = -1;
   Kind kind = Kind::none;
   std::uint8_t wanted = 0;      // What the owner asked for (Wanted bits).
   std::uint8_t registered = 0;  // What the kernel has been told; the backend's own.
   bool dirty = false;           // In the backend's list of changes to tell; the backend's own.
-  std::uint16_t batch = 0;      // Accepts at most per delivery.
+  // Accepts at most per delivery; datagrams at most per system call.
+  std::uint16_t batch = 0;
   ChannelId id{};
   // The poll in which reading or writing was last asked for: events of that same poll belong to an
   // earlier registration and are dropped.
@@ -122,11 +136,14 @@ class Backend {
   // owner's to close, after this call. Harmless on a channel that is not attached.
   void detach(Channel& channel) noexcept;
 
-  // Streams. Reading delivers through StreamSink until stopped.
+  // Streams and datagrams. Reading delivers through StreamSink or DatagramSink until stopped.
   void start_receive(Channel& channel) noexcept;
   void stop_receive(Channel& channel) noexcept;
   // Sends now what the kernel takes now. EAGAIN: nothing was taken.
   [[nodiscard]] virtual IoResult send(Channel& channel, std::span<const iovec> parts) noexcept = 0;
+  // Sends one datagram now, to the connected peer when `to` is null. EAGAIN: it was not taken.
+  [[nodiscard]] virtual IoResult send_datagram(Channel& channel, const void* data, std::size_t size,
+                                               const os::SocketAddress* to) noexcept = 0;
   // Asks for on_send_ready() until stopped.
   void want_send_ready(Channel& channel) noexcept;
   void stop_send_ready(Channel& channel) noexcept;
@@ -187,6 +204,7 @@ class Backend {
   [[nodiscard]] virtual int change_now(Channel& channel) noexcept = 0;
   virtual void forget(Channel& channel) noexcept = 0;
   virtual void receive(Channel& channel) = 0;
+  virtual void receive_datagrams(Channel& channel) = 0;
   virtual void accept(Channel& channel) = 0;
   virtual void finish_connect(Channel& channel);
 

@@ -60,6 +60,11 @@ IoResult EpollBackend::write(int fd, std::span<const iovec> parts) noexcept {
   return os::write_vector(fd, parts);
 }
 
+IoResult EpollBackend::send_datagram(Channel& channel, const void* data, std::size_t size,
+                                     const os::SocketAddress* to) noexcept {
+  return os::send_datagram(channel.fd, data, size, to);
+}
+
 int EpollBackend::start_connect(Channel& channel, const os::SocketAddress& address) {
   const IoResult result = os::connect(channel.fd, address);
   if (result.error != EINPROGRESS) {
@@ -219,6 +224,42 @@ void EpollBackend::receive(Channel& channel) {
   // Making room may have run the user's code, and that may have closed the connection.
   sink->on_received(find(id) == nullptr ? IoResult::failure(EAGAIN)
                                         : os::receive(fd, buffer.data, buffer.size));
+}
+
+bool EpollBackend::deliver_datagrams(ChannelId id, const IoResult& result) {
+  Channel* channel = find(id);
+  auto* sink = static_cast<DatagramSink*>(channel->sink);
+  if (!result.ok()) {
+    if (!result.would_block()) {
+      sink->on_receive_error(result.error);
+    }
+    return false;
+  }
+  const bool more = sink->on_datagrams(batch_->received(static_cast<std::size_t>(result.value)));
+  channel = find(id);
+  return more && channel != nullptr && channel->wants(kWantReadable);
+}
+
+void EpollBackend::receive_datagrams(Channel& channel) {
+  if (batch_ == nullptr) {
+    batch_ = std::make_unique<os::DatagramBatch>();
+  }
+  const int fd = channel.fd;
+  const ChannelId id = channel.id;
+  if (channel.batch > 1 && os::receive_mode() == os::ReceiveMode::batches) {
+    const IoResult result = batch_->receive(fd);
+    if (result.error != ENOSYS && result.error != EPERM) {
+      (void)deliver_datagrams(id, result);
+      return;
+    }
+    os::force_receive_mode(os::ReceiveMode::one_by_one);
+  }
+  // The same bound. Each is delivered before the next is taken from the kernel.
+  for (unsigned i = 0; i < os::DatagramBatch::kMessages; ++i) {
+    if (!deliver_datagrams(id, batch_->receive_one(fd))) {
+      return;
+    }
+  }
 }
 
 void EpollBackend::accept(Channel& channel) {

@@ -2,6 +2,7 @@
 
 #include <sys/epoll.h>
 
+#include <memory>
 #include <vector>
 
 #include "core/backend/backend.h"
@@ -22,6 +23,8 @@ class EpollBackend final : public Backend {
   [[nodiscard]] IoResult send(Channel& channel, std::span<const iovec> parts) noexcept override;
   [[nodiscard]] IoResult read(int fd, std::span<const iovec> parts) noexcept override;
   [[nodiscard]] IoResult write(int fd, std::span<const iovec> parts) noexcept override;
+  [[nodiscard]] IoResult send_datagram(Channel& channel, const void* data, std::size_t size,
+                                       const os::SocketAddress* to) noexcept override;
   [[nodiscard]] int start_connect(Channel& channel, const os::SocketAddress& address) override;
   [[nodiscard]] IoResult wait(std::int64_t timeout_ns) override;
   void collect(ReadyQueue& ready) override;
@@ -34,10 +37,13 @@ class EpollBackend final : public Backend {
   [[nodiscard]] int change_now(Channel& channel) noexcept override;
   void forget(Channel& channel) noexcept override;
   void receive(Channel& channel) override;
+  void receive_datagrams(Channel& channel) override;
   void accept(Channel& channel) override;
 
   [[nodiscard]] int remove_now(const Channel& channel) noexcept;
   void note_holder(const Channel& channel) noexcept;
+  // True: look for more, if the delivery may go on.
+  [[nodiscard]] bool deliver_datagrams(ChannelId id, const IoResult& result);
 
   static constexpr int kEventsPerWait = 512;
 
@@ -46,6 +52,7 @@ class EpollBackend final : public Backend {
   const std::uint32_t generation_ = os::fork_generation();
   std::vector<epoll_event> events_;
   int event_count_ = 0;
+  std::unique_ptr<os::DatagramBatch> batch_;  // Made for the first datagram.
   bool woken_ = false;
   // Channels whose wishes changed since the last poll. An id may be stale by then.
   std::vector<ChannelId> dirty_;

@@ -1,5 +1,7 @@
 #include "core/backend/scripted_backend.h"
 
+#include <netinet/in.h>
+
 #include <algorithm>
 #include <cassert>
 #include <cerrno>
@@ -51,6 +53,10 @@ namespace {
 
 void ScriptedBackend::bring(int fd, std::string bytes) {
   assert(!bytes.empty());
+  script(fd).incoming.push_back({.bytes = std::move(bytes)});
+}
+
+void ScriptedBackend::bring_datagram(int fd, std::string bytes) {
   script(fd).incoming.push_back({.bytes = std::move(bytes)});
 }
 
@@ -142,6 +148,30 @@ IoResult ScriptedBackend::write(int fd, std::span<const iovec> parts) noexcept {
   return result;
 }
 
+IoResult ScriptedBackend::send_datagram(Channel& channel, const void* data, std::size_t size,
+                                        const os::SocketAddress* to) noexcept {
+  Script& s = script(channel.fd);
+  IoResult result = IoResult::success(static_cast<std::int64_t>(size));
+  if (!s.sends.empty()) {
+    result = s.sends.front();
+    s.sends.pop_front();
+    s.room = s.room && !result.would_block();
+  } else if (!s.room) {
+    result = IoResult::failure(EAGAIN);
+  }
+  record("send", channel.fd, size, result);
+  if (result.ok()) {
+    std::string text(static_cast<const char*>(data), size);
+    if (to != nullptr) {
+      sockaddr_in name{};
+      std::memcpy(&name, &to->storage, sizeof(name));
+      text = "@" + std::to_string(ntohs(name.sin_port)) + " " + text;
+    }
+    s.datagrams.push_back(std::move(text));
+  }
+  return result;
+}
+
 int ScriptedBackend::start_connect(Channel& channel, const os::SocketAddress&) {
   const int error = script(channel.fd).connect_at_once;
   record("connect", channel.fd, error_text(error));
@@ -199,6 +229,7 @@ std::uint32_t ScriptedBackend::ready_events(const Channel& channel) {
   const Script& s = script(channel.fd);
   switch (channel.kind) {
     case Channel::Kind::stream:
+    case Channel::Kind::datagram:
       return (s.incoming.empty() ? 0U : kIoReadable) | (s.room ? kIoWritable : 0U);
     case Channel::Kind::accept:
       return s.accepts.empty() ? 0U : kIoReadable;
@@ -312,6 +343,33 @@ void ScriptedBackend::receive(Channel& channel) {
   const IoResult result = take_incoming(fd, buffer);
   record("receive", fd, buffer.size, result);
   sink->on_received(result);
+}
+
+void ScriptedBackend::receive_datagrams(Channel& channel) {
+  auto* sink = static_cast<DatagramSink*>(channel.sink);
+  const int fd = channel.fd;
+  std::deque<Incoming>& incoming = script(fd).incoming;
+  if (!incoming.empty() && incoming.front().error != 0) {
+    const int error = incoming.front().error;
+    incoming.pop_front();
+    record("datagrams", fd, error_text(error));
+    sink->on_receive_error(error);
+    return;
+  }
+  std::vector<std::string> texts;
+  while (!incoming.empty() && incoming.front().error == 0 && texts.size() < channel.batch) {
+    texts.push_back(std::move(incoming.front().bytes));
+    incoming.pop_front();
+  }
+  record("datagrams", fd, std::to_string(texts.size()));
+  const os::SocketAddress from;
+  std::vector<Datagram> datagrams;
+  for (const std::string& text : texts) {
+    datagrams.push_back({text.data(), text.size(), &from});
+  }
+  if (!datagrams.empty()) {
+    (void)sink->on_datagrams(datagrams);
+  }
 }
 
 void ScriptedBackend::accept(Channel& channel) {

@@ -40,6 +40,9 @@ class ScriptedBackend final : public Backend {
   void bring_error(int fd, int error);
   void bring_end(int fd);
 
+  // What receiving datagrams from `fd` brings, by the batch until an error is in the way.
+  void bring_datagram(int fd, std::string bytes);
+
   // What the next sends on `fd` do: take so many bytes at most, or fail. EAGAIN and a short send
   // leave the channel without room until make_room(). A send without a script takes everything
   // while there is room.
@@ -73,6 +76,10 @@ class ScriptedBackend final : public Backend {
   // The identity that a channel on `fd` has now, for an event to be delivered when it is stale.
   [[nodiscard]] ChannelId id_of(int fd) const;
 
+  // The datagrams that went out, in order; one to an address has "@port " before it.
+  [[nodiscard]] const std::vector<std::string>& sent_datagrams(int fd) {
+    return script(fd).datagrams;
+  }
   [[nodiscard]] const std::string& sent(int fd) { return script(fd).sent; }
   // How many bytes the kernel was offered by each send, in order.
   [[nodiscard]] const std::vector<std::size_t>& offers(int fd) { return script(fd).offers; }
@@ -89,6 +96,8 @@ class ScriptedBackend final : public Backend {
   // Reading and writing by number follow the scripts of receiving and sending.
   [[nodiscard]] IoResult read(int fd, std::span<const iovec> parts) noexcept override;
   [[nodiscard]] IoResult write(int fd, std::span<const iovec> parts) noexcept override;
+  [[nodiscard]] IoResult send_datagram(Channel& channel, const void* data, std::size_t size,
+                                       const os::SocketAddress* to) noexcept override;
   [[nodiscard]] int start_connect(Channel& channel, const os::SocketAddress& address) override;
   // A wait without end that nothing could end is a test's mistake, and fails with EDEADLK.
   [[nodiscard]] IoResult wait(std::int64_t timeout_ns) override;
@@ -112,6 +121,7 @@ class ScriptedBackend final : public Backend {
     std::deque<IoResult> sends{};
     std::deque<IoResult> accepts{};
     std::string sent{};
+    std::vector<std::string> datagrams{};
     std::vector<std::size_t> offers{};
     int connect_at_once = EINPROGRESS;
     int connect_outcome = 0;
@@ -129,6 +139,7 @@ class ScriptedBackend final : public Backend {
   [[nodiscard]] int change_now(Channel& channel) noexcept override;
   void forget(Channel& channel) noexcept override;
   void receive(Channel& channel) override;
+  void receive_datagrams(Channel& channel) override;
   void accept(Channel& channel) override;
   void finish_connect(Channel& channel) override;
 

@@ -114,6 +114,25 @@ bool is_non_blocking(int fd) noexcept {
   return flags != -1 && (flags & O_NONBLOCK) != 0;
 }
 
+IoResult send_datagram(int fd, const void* data, std::size_t size,
+                       const SocketAddress* to) noexcept {
+  const sockaddr* name = to == nullptr ? nullptr : to->get();
+  const socklen_t length = to == nullptr ? 0 : to->length;
+  return retry_on_interrupt(
+      [&] { return ::sendto(fd, data, size, MSG_NOSIGNAL | MSG_DONTWAIT, name, length); });
+}
+
+IoResult receive_from(int fd, void* buffer, std::size_t size, SocketAddress& from) noexcept {
+  return retry_on_interrupt([&] {
+    from.length = sizeof(from.storage);
+    return ::recvfrom(fd, buffer, size, MSG_DONTWAIT, from.get(), &from.length);
+  });
+}
+
+IoResult receive_messages(int fd, mmsghdr* messages, unsigned count) noexcept {
+  return retry_on_interrupt([&] { return ::recvmmsg(fd, messages, count, MSG_DONTWAIT, nullptr); });
+}
+
 IoResult shutdown_write(int fd) noexcept {
   return once([&] { return ::shutdown(fd, SHUT_WR); });
 }

@@ -38,6 +38,13 @@ void close_fd(int fd) noexcept;
                                    SocketAddress* from) noexcept;
 [[nodiscard]] IoResult send_now(int fd, const void* data, std::size_t size) noexcept;
 [[nodiscard]] bool is_non_blocking(int fd) noexcept;
+// Datagrams. `to` is null on a socket that is connected.
+[[nodiscard]] IoResult send_datagram(int fd, const void* data, std::size_t size,
+                                     const SocketAddress* to) noexcept;
+[[nodiscard]] IoResult receive_from(int fd, void* buffer, std::size_t size,
+                                    SocketAddress& from) noexcept;
+// ENOSYS and EPERM: this kernel, or what fences it, has no such call.
+[[nodiscard]] IoResult receive_messages(int fd, mmsghdr* messages, unsigned count) noexcept;
 [[nodiscard]] IoResult shutdown_write(int fd) noexcept;
 void shutdown_both(int fd) noexcept;
 

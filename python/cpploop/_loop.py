@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import _native
+from ._datagrams import takes_natively
 from ._private import ReadyView, ScheduledView, SelectorView
 from ._processes import SpawningLoop
 from ._resolve import ResolvingLoop
@@ -282,6 +283,25 @@ class Loop(_native.Loop, ResolvingLoop, SpawningLoop):
         transport: asyncio.Transport = ssl_protocol._app_transport
         return transport
 
+    # ---- datagrams ----
+
+    def _make_datagram_transport(
+        self,
+        sock: socket.socket,
+        protocol: asyncio.BaseProtocol,
+        address: Any = None,
+        waiter: asyncio.Future[None] | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> asyncio.DatagramTransport:
+        if takes_natively(sock):
+            return self._make_native_datagram_transport(sock, protocol, address, waiter, extra)
+        self._ensure_fd_no_transport(sock)
+        inherited: Any = super()
+        transport: asyncio.DatagramTransport = inherited._make_datagram_transport(
+            sock, protocol, address, waiter, extra
+        )
+        return transport
+
     # ---- sendfile ----
 
     async def _sendfile_native(self, transp: Any, file: Any, offset: int, count: int | None) -> int:
@@ -312,6 +332,12 @@ class Loop(_native.Loop, ResolvingLoop, SpawningLoop):
 
 # Named so that a missing hook of asyncio's is an error at import and not in production: these are
 # what this module stands in for.
-for _hook in ("_start_serving", "_stop_serving", "_make_ssl_transport", "_accept_connection2"):
+for _hook in (
+    "_start_serving",
+    "_stop_serving",
+    "_make_ssl_transport",
+    "_make_datagram_transport",
+    "_accept_connection2",
+):
     if not hasattr(selector_events.BaseSelectorEventLoop, _hook):
         raise ImportError(f"cpploop does not know this Python: asyncio's loop has no {_hook}")

@@ -12,9 +12,12 @@ from asyncio import Future, Handle, StreamReader, constants, format_helpers, sel
 from asyncio.log import logger
 from typing import TYPE_CHECKING, Any
 
+from ._datagrams import datagram_rules
+
 if TYPE_CHECKING:
     from ._loop import Loop
     from ._native import (
+        DatagramTransport,
         Listener,
         ReadPipeTransport,
         StreamTransport,
@@ -22,12 +25,13 @@ if TYPE_CHECKING:
         _AnyHandle,
     )
 
-    _AnyTransport = StreamTransport | ReadPipeTransport | WritePipeTransport
+    _AnyTransport = StreamTransport | DatagramTransport | ReadPipeTransport | WritePipeTransport
 
 SENDFILE_TRY_NATIVE = constants._SendfileMode.TRY_NATIVE
+DATAGRAM_RULES = datagram_rules()
 
 
-def _describe_callback(handle: _AnyHandle, debug: bool) -> str:
+def _describe_callback(handle: _AnyHandle | Handle, debug: bool) -> str:
     describe: Any = format_helpers._format_callback_source
     try:
         return str(describe(handle._callback, handle._args, debug=debug))
@@ -36,7 +40,7 @@ def _describe_callback(handle: _AnyHandle, debug: bool) -> str:
         return str(describe(handle._callback, handle._args))
 
 
-def _callback_failed(loop: Loop, handle: _AnyHandle, exc: BaseException) -> None:
+def _callback_failed(loop: Loop, handle: _AnyHandle | Handle, exc: BaseException) -> None:
     """Report a callback that raised, as asyncio.Handle._run() does."""
     context: dict[str, Any] = {
         "message": f"Exception in callback {_describe_callback(handle, loop.get_debug())}",
@@ -54,6 +58,15 @@ def _run_unless_cancelled(handle: Handle) -> None:
         handle._run()
 
 
+def _transport_callback_failed(loop: Loop, name: str, exc: BaseException) -> None:
+    """The same for a callback of the engine's, under the name of asyncio's method for it."""
+
+    def callback() -> None: ...
+
+    callback.__qualname__ = name
+    _callback_failed(loop, Handle(callback, (), loop), exc)
+
+
 def log_if_slow(loop: Loop, what: object, seconds: float) -> None:
     """Log a callback that blocked the loop for long (debug mode)."""
     if seconds >= loop.slow_callback_duration:
@@ -67,6 +80,12 @@ def _refuse_data(data: object) -> None:
     """Raise what the running asyncio raises for data that is not bytes."""
     # It looks at its argument before it looks at the transport.
     selector_events._SelectorSocketTransport.write(None, data)  # type: ignore[attr-defined]
+    raise TypeError(f"data argument must be a bytes-like object, not {type(data).__name__!r}")
+
+
+def _refuse_datagram(data: object) -> None:
+    """The same for sendto()."""
+    selector_events._SelectorDatagramTransport.sendto(None, data)  # type: ignore[attr-defined]
     raise TypeError(f"data argument must be a bytes-like object, not {type(data).__name__!r}")
 
 
@@ -98,6 +117,13 @@ def _log_info(text: str, transport: _AnyTransport) -> None:
 
 
 def _unclosed(transport: _AnyTransport) -> None:
+
+
+def _log_debug(text: str, transport: StreamTransport | DatagramTransport) -> None:
+    logger.debug(text, transport)
+
+
+def _unclosed(transport: StreamTransport | DatagramTransport) -> None:
     warnings.warn(f"unclosed transport {transport!r}", ResourceWarning, source=transport)
 
 
