@@ -45,10 +45,7 @@ bool DatagramTransport::open(UniqueFd fd, const DatagramSpec& spec) {
   // What IP carries in one datagram has a bound, what Unix sockets carry has none to rely on.
   const auto sizes = family_ == AF_INET || family_ == AF_INET6 ? DatagramSocket::Sizes::fit_a_slot
                                                                : DatagramSocket::Sizes::any;
-  const DatagramAccounting accounting{state.datagram_rules.header_in,
-                                      state.datagram_rules.header_out,
-                                      state.datagram_rules.abort_forgets_size};
-  socket_.emplace(loop_->engine(), std::move(fd), sizes, accounting, *this);
+  socket_.emplace(loop_->engine(), std::move(fd), sizes, state.datagram_rules.header, *this);
   if (spec.address != nullptr) {
     const int truth = PyObject_IsTrue(spec.address);
     if (truth < 0) {
@@ -293,8 +290,8 @@ PyObject* DatagramTransport::resume_reading() {
 
 void DatagramTransport::on_datagram(const Datagram& datagram) {
   // Made before the protocol is looked at: nothing of the batch is needed after that.
-  Ref data = Ref::steal(
-      PyBytes_FromStringAndSize(datagram.data, static_cast<Py_ssize_t>(datagram.size)));
+  Ref data =
+      Ref::steal(PyBytes_FromStringAndSize(datagram.data, static_cast<Py_ssize_t>(datagram.size)));
   Ref from = data ? Ref::steal(addresses_.object_of(*datagram.from)) : Ref();
   py::InContext context(read_context_.get());
   if (!from || !context.entered()) {
@@ -331,7 +328,8 @@ bool DatagramTransport::check_address(PyObject*& address) {
   if (!address_ || address == address_.get()) {
     return true;
   }
-  const int allowed = address == Py_None ? 1 : PySequence_Contains(allowed_addresses_.get(), address);
+  const int allowed =
+      address == Py_None ? 1 : PySequence_Contains(allowed_addresses_.get(), address);
   if (allowed < 0) {
     return false;
   }
@@ -454,11 +452,10 @@ DatagramTransport::Attempt DatagramTransport::attempt_natively(PyObject* data,
 }
 
 // Names, and whatever else has to be looked at: exactly as asyncio, by the Python socket.
-DatagramTransport::Attempt DatagramTransport::attempt_by_python(PyObject* data,
-                                                                PyObject* address) {
+DatagramTransport::Attempt DatagramTransport::attempt_by_python(PyObject* data, PyObject* address) {
   Ref sock = python_socket_.dup();
-  Ref result = Ref::steal(PyObject_CallMethodObjArgs(sock.get(), loop_->state().str_sendto, data,
-                                                     address, nullptr));
+  Ref result = Ref::steal(
+      PyObject_CallMethodObjArgs(sock.get(), loop_->state().str_sendto, data, address, nullptr));
   if (result) {
     return Attempt::sent;
   }
@@ -487,9 +484,7 @@ bool DatagramTransport::send_failed() {
 
 PyObject* DatagramTransport::queue(PyObject* data, PyObject* address) {
   Ref bytes = Ref::steal(PyBytes_FromObject(data));
-  // The bytes count as many as len() says, which for a view of larger items is fewer.
-  const Py_ssize_t counted = bytes ? PyObject_Size(data) : -1;
-  if (counted < 0) {
+  if (!bytes) {
     return nullptr;
   }
   QueuedDatagram item;
@@ -501,7 +496,7 @@ PyObject* DatagramTransport::queue(PyObject* data, PyObject* address) {
     return nullptr;
   }
   item.owner = owner.get();
-  socket_->queue(item, counted);
+  socket_->queue(item);
   (void)owner.release();  // The queue's now.
   socket_->maybe_pause_writing();
   return py::none();
@@ -554,7 +549,7 @@ PyObject* DatagramTransport::set_limits(PyObject* high, PyObject* low) {
   if (!limits_.set(high, low, bytes)) {
     return nullptr;
   }
-  socket_->set_limits(bytes.high, bytes.low);
+  socket_->set_limits(static_cast<std::size_t>(bytes.high), static_cast<std::size_t>(bytes.low));
   return py::none();
 }
 
@@ -601,8 +596,8 @@ PyObject* DatagramTransport::call_connection_lost(PyObject* exception) {
   Ref protocol = protocol_.dup();
   PendingError error;
   if (protocol_connected_ && protocol) {
-    Ref result = Ref::steal(PyObject_CallMethodOneArg(
-        protocol.get(), loop_->state().str_connection_lost, exception));
+    Ref result = Ref::steal(
+        PyObject_CallMethodOneArg(protocol.get(), loop_->state().str_connection_lost, exception));
     if (!result) {
       error = PendingError::take();
     }

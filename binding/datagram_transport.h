@@ -110,11 +110,11 @@ class DatagramTransport final : public DatagramEvents {
   std::optional<DatagramSocket> socket_;
   py::Ref protocol_;
   py::Ref python_socket_;
-  py::Ref address_;             // The address that sendto() is held to, or null.
-  py::Ref allowed_addresses_;   // (None, that address)
-  py::Ref read_context_;        // Where datagram_received() runs.
-  py::Ref write_context_;       // Where resume_writing() and its kin run.
-  py::Ref on_datagram_;         // protocol.datagram_received
+  py::Ref address_;            // The address that sendto() is held to, or null.
+  py::Ref allowed_addresses_;  // (None, that address)
+  py::Ref read_context_;       // Where datagram_received() runs.
+  py::Ref write_context_;      // Where resume_writing() and its kin run.
+  py::Ref on_datagram_;        // protocol.datagram_received
   AddressCache addresses_;
   FlowLimits limits_;
   int fd_ = -1;  // The number, also after the descriptor was closed (repr shows it).

@@ -50,8 +50,8 @@ PyObject* transport_force_close(PyObject* self, PyObject* exception) {
   return with_transport(self, [&](DatagramTransport& t) { return t.force_close(exception); });
 }
 PyObject* transport_is_closing(PyObject* self, PyObject*) {
-  return with_transport(
-      self, [](DatagramTransport& t) { return py::boolean(t.socket().is_closing()); });
+  return with_transport(self,
+                        [](DatagramTransport& t) { return py::boolean(t.socket().is_closing()); });
 }
 PyObject* transport_pause_reading(PyObject* self, PyObject*) {
   return with_transport(self, [](DatagramTransport& t) { return t.pause_reading(); });
@@ -60,15 +60,15 @@ PyObject* transport_resume_reading(PyObject* self, PyObject*) {
   return with_transport(self, [](DatagramTransport& t) { return t.resume_reading(); });
 }
 PyObject* transport_is_reading(PyObject* self, PyObject*) {
-  return with_transport(
-      self, [](DatagramTransport& t) { return py::boolean(t.socket().is_reading()); });
+  return with_transport(self,
+                        [](DatagramTransport& t) { return py::boolean(t.socket().is_reading()); });
 }
 PyObject* transport_start_reading(PyObject* self, PyObject*) {
   return with_transport(self, [](DatagramTransport& t) { return t.start_reading(); });
 }
 PyObject* transport_get_write_buffer_size(PyObject* self, PyObject*) {
   return with_transport(
-      self, [](DatagramTransport& t) { return PyLong_FromLongLong(t.socket().queued_size()); });
+      self, [](DatagramTransport& t) { return PyLong_FromSize_t(t.socket().queued_size()); });
 }
 PyObject* transport_get_write_buffer_limits(PyObject* self, PyObject*) {
   return with_transport(self, [](DatagramTransport& t) { return t.get_limits(); });
@@ -132,10 +132,9 @@ PyObject* transport_repr(PyObject* self) {
   if (!t.descriptor_open() || t.loop().closed()) {
     return PyUnicode_FromFormat("<%s%s fd=%d>", py::type_name(self), state, t.descriptor_number());
   }
-  return PyUnicode_FromFormat("<%s%s fd=%d read=%s write=<%s, bufsize=%lld>>", py::type_name(self),
+  return PyUnicode_FromFormat("<%s%s fd=%d read=%s write=<%s, bufsize=%zu>>", py::type_name(self),
                               state, t.descriptor_number(), socket.receives() ? "polling" : "idle",
-                              socket.waits_for_kernel() ? "polling" : "idle",
-                              static_cast<long long>(socket.queued_size()));
+                              socket.waits_for_kernel() ? "polling" : "idle", socket.queued_size());
 }
 
 // ---- attributes that asyncio's own transports have ----
@@ -188,11 +187,11 @@ PyObject* get_protocol_paused(PyObject* self, void*) {
 }
 PyObject* get_high_water(PyObject* self, void*) {
   return with_transport(
-      self, [](DatagramTransport& t) { return PyLong_FromLongLong(t.socket().high_water()); });
+      self, [](DatagramTransport& t) { return PyLong_FromSize_t(t.socket().high_water()); });
 }
 PyObject* get_low_water(PyObject* self, void*) {
   return with_transport(
-      self, [](DatagramTransport& t) { return PyLong_FromLongLong(t.socket().low_water()); });
+      self, [](DatagramTransport& t) { return PyLong_FromSize_t(t.socket().low_water()); });
 }
 
 // ---- life ----
@@ -336,15 +335,12 @@ PyType_Spec transport_spec = {
 
 [[nodiscard]] bool read_rules(ModuleState& state) {
   Ref rules = Ref::steal(PyObject_GetAttrString(state.support, "DATAGRAM_RULES"));
-  int forgets = 0;
+  Py_ssize_t header = 0;
   int sends_empty = 0;
-  DatagramRules& known = state.datagram_rules;
-  if (!rules || !PyArg_ParseTuple(rules.get(), "llpp", &known.header_in, &known.header_out,
-                                  &forgets, &sends_empty)) {
+  if (!rules || !PyArg_ParseTuple(rules.get(), "np", &header, &sends_empty)) {
     return false;
   }
-  known.abort_forgets_size = forgets != 0;
-  known.sends_empty = sends_empty != 0;
+  state.datagram_rules = {static_cast<std::size_t>(header), sends_empty != 0};
   return true;
 }
 
@@ -366,8 +362,8 @@ bool add_datagram_transport_type(PyObject* module, ModuleState& state) {
   Ref transports = Ref::steal(PyImport_ImportModule("asyncio.transports"));
   Ref base = transports ? Ref::steal(PyObject_GetAttrString(transports.get(), "_FlowControlMixin"))
                         : Ref();
-  Ref interface = base ? Ref::steal(PyObject_GetAttrString(transports.get(), "DatagramTransport"))
-                       : Ref();
+  Ref interface =
+      base ? Ref::steal(PyObject_GetAttrString(transports.get(), "DatagramTransport")) : Ref();
   Ref bases = interface ? Ref::steal(PyTuple_Pack(1, base.get())) : Ref();
   if (!bases || !read_rules(state)) {
     return false;

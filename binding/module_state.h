@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstddef>
+
 #include "binding/py/python.h"
 #include "binding/py/ref.h"
 
@@ -39,9 +41,7 @@ inline constexpr int kSocketMemberCount = static_cast<int>(SocketMember::count);
 
 // What the running asyncio does with datagrams that its releases do differently.
 struct DatagramRules {
-  long header_in = 0;  // What a queued datagram counts beside its bytes when it comes...
-  long header_out = 0;                // ...and when it goes.
-  bool abort_forgets_size = true;
+  std::size_t header = 0;  // What a queued datagram counts beside its bytes.
   bool sends_empty = true;
 };
 
@@ -53,9 +53,9 @@ struct ModuleState {
   PyTypeObject* loop_type = nullptr;
   PyTypeObject* handle_type = nullptr;
   PyTypeObject* timer_handle_type = nullptr;
-  PyTypeObject* threadsafe_handle_type = nullptr;  // Null before Python 3.14.
-  PyTypeObject* stream_transport_base = nullptr;   // The native type...
-  PyTypeObject* stream_transport_type = nullptr;   // ...and its child with __dict__ and weakrefs.
+  PyTypeObject* threadsafe_handle_type = nullptr;   // Null before Python 3.14.
+  PyTypeObject* stream_transport_base = nullptr;    // The native type...
+  PyTypeObject* stream_transport_type = nullptr;    // ...and its child with __dict__ and weakrefs.
   PyTypeObject* datagram_transport_base = nullptr;  // The same two again.
   PyTypeObject* datagram_transport_type = nullptr;
   DatagramRules datagram_rules;

@@ -91,9 +91,7 @@ class Engine {
   // An exception has to leave run(): nothing more is run; what is queued stays for the next run().
   void interrupt() noexcept { interrupted_ = true; }
   // Whether a callback that delivers several things may go on to the next of them.
-  [[nodiscard]] bool may_go_on() const noexcept {
-    return !stopping_ && !interrupted_ && !forked();
-  }
+  [[nodiscard]] bool may_go_on() const noexcept { return !stopping_ && !interrupted_ && !forked(); }
   [[nodiscard]] bool forked() const noexcept { return fork_generation_ != os::fork_generation(); }
   // The exception found another way out.
   void take_back_interrupt() noexcept { interrupted_ = false; }

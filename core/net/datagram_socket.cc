@@ -7,9 +7,9 @@
 
 namespace cpploop {
 
-DatagramSocket::DatagramSocket(Engine& engine, UniqueFd fd, Sizes sizes,
-                               const DatagramAccounting& accounting, DatagramEvents& events)
-    : engine_(engine), events_(events), fd_(std::move(fd)), accounting_(accounting) {
+DatagramSocket::DatagramSocket(Engine& engine, UniqueFd fd, Sizes sizes, std::size_t header,
+                               DatagramEvents& events)
+    : engine_(engine), events_(events), fd_(std::move(fd)), header_(header) {
   engine_.backend().attach(channel_, fd_.get(), Channel::Kind::datagram, this);
   channel_.batch = sizes == Sizes::any ? 1 : os::DatagramBatch::kMessages;
 }
@@ -147,9 +147,9 @@ IoResult DatagramSocket::send(const void* data, std::size_t size,
 
 void DatagramSocket::wait_for_kernel() noexcept { engine_.backend().want_send_ready(channel_); }
 
-void DatagramSocket::queue(const QueuedDatagram& datagram, std::int64_t counted) {
+void DatagramSocket::queue(const QueuedDatagram& datagram) {
   queue_.push_back(datagram);
-  queued_size_ += counted + accounting_.header_in;
+  queued_size_ += datagram.size + header_;
 }
 
 DatagramSent DatagramSocket::send_item(const QueuedDatagram& item) {
@@ -172,11 +172,9 @@ bool DatagramSocket::send_queue() {
   while (!queue_.empty()) {
     // It leaves the queue first, so that whoever is told of its failure finds the queue without it.
     const QueuedDatagram item = queue_.pop_front();
-    const std::int64_t counted = static_cast<std::int64_t>(item.size) + accounting_.header_out;
-    queued_size_ -= counted;
+    queued_size_ -= item.size + header_;
     const DatagramSent sent = send_item(item);
     if (sent == DatagramSent::full && lost_count_ == 0) {
-      queued_size_ += counted;
       put_back(item);
       return true;
     }
@@ -191,6 +189,7 @@ bool DatagramSocket::send_queue() {
 void DatagramSocket::put_back(const QueuedDatagram& item) {
   try {
     queue_.push_front(item);
+    queued_size_ += item.size + header_;
   } catch (const std::bad_alloc&) {
     events_.drop_owner(item.owner);
   }
@@ -227,7 +226,7 @@ void DatagramSocket::maybe_resume_writing() {
   }
 }
 
-void DatagramSocket::set_limits(std::int64_t high, std::int64_t low) {
+void DatagramSocket::set_limits(std::size_t high, std::size_t low) {
   high_water_ = high;
   low_water_ = low;
   maybe_pause_writing();
@@ -261,9 +260,6 @@ bool DatagramSocket::force_close() {
   engine_.backend().stop_send_ready(channel_);
   engine_.backend().stop_receive(channel_);
   leave_kernel();
-  if (accounting_.abort_forgets_size) {
-    queued_size_ = 0;
-  }
   drop_queue();
   return true;
 }
@@ -273,6 +269,7 @@ bool DatagramSocket::force_close() {
 void DatagramSocket::leave_kernel() noexcept { engine_.backend().apply_change(channel_); }
 
 void DatagramSocket::drop_queue() {
+  queued_size_ = 0;
   while (!queue_.empty()) {
     events_.drop_owner(queue_.pop_front().owner);
   }

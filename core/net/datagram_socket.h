@@ -42,25 +42,18 @@ class DatagramEvents : public Sink {
   ~DatagramEvents() = default;
 };
 
-// What a queued datagram counts beside its bytes, which is the owner's to say: asyncio's ways of
-// counting differ between Pythons.
-struct DatagramAccounting {
-  std::int64_t header_in = 0;
-  std::int64_t header_out = 0;
-  bool abort_forgets_size = true;
-};
-
 // A datagram socket: its reading in batches, its send queue with watermarks, and the states of
 // closing. Belongs to the loop's thread.
 class DatagramSocket final : private DatagramSink, private NativeCallback {
  public:
-  static constexpr std::int64_t kDefaultHighWater = 64 * 1024;
-  static constexpr std::int64_t kDefaultLowWater = kDefaultHighWater / 4;
+  static constexpr std::size_t kDefaultHighWater = 64 * 1024;
+  static constexpr std::size_t kDefaultLowWater = kDefaultHighWater / 4;
   // Whether a datagram can be larger than a slot of the batch: then each is received alone.
   enum class Sizes : std::uint8_t { fit_a_slot, any };
 
-  // Throws std::bad_alloc; the descriptor is closed then.
-  DatagramSocket(Engine& engine, UniqueFd fd, Sizes sizes, const DatagramAccounting& accounting,
+  // `header` is what a queued datagram counts beside its bytes. Throws std::bad_alloc; the
+  // descriptor is closed then.
+  DatagramSocket(Engine& engine, UniqueFd fd, Sizes sizes, std::size_t header,
                  DatagramEvents& events);
   ~DatagramSocket();
   DatagramSocket(const DatagramSocket&) = delete;
@@ -84,16 +77,15 @@ class DatagramSocket final : private DatagramSink, private NativeCallback {
                               const os::SocketAddress* to) noexcept;
   // The kernel had no room: asks to be told when it has.
   void wait_for_kernel() noexcept;
-  // `counted` is what the watermarks are told of its bytes. Throws std::bad_alloc, and then the
-  // owner is still the caller's.
-  void queue(const QueuedDatagram& datagram, std::int64_t counted);
+  // Throws std::bad_alloc, and then the owner is still the caller's.
+  void queue(const QueuedDatagram& datagram);
   void maybe_pause_writing();
 
   [[nodiscard]] bool waits_for_kernel() const noexcept { return channel_.wants(kWantWritable); }
-  [[nodiscard]] std::int64_t queued_size() const noexcept { return queued_size_; }
-  void set_limits(std::int64_t high, std::int64_t low);
-  [[nodiscard]] std::int64_t high_water() const noexcept { return high_water_; }
-  [[nodiscard]] std::int64_t low_water() const noexcept { return low_water_; }
+  [[nodiscard]] std::size_t queued_size() const noexcept { return queued_size_; }
+  void set_limits(std::size_t high, std::size_t low);
+  [[nodiscard]] std::size_t high_water() const noexcept { return high_water_; }
+  [[nodiscard]] std::size_t low_water() const noexcept { return low_water_; }
   [[nodiscard]] bool writing_paused() const noexcept { return writing_paused_; }
 
   // Closing. close() sends what is queued first and returns true when nothing is, so that the owner
@@ -146,10 +138,10 @@ class DatagramSocket final : private DatagramSink, private NativeCallback {
   DatagramQueue queue_;
   // Of a batch whose delivery was interrupted; nothing is received before they are delivered.
   std::vector<Held> held_;
-  DatagramAccounting accounting_;
-  std::int64_t queued_size_ = 0;
-  std::int64_t high_water_ = kDefaultHighWater;
-  std::int64_t low_water_ = kDefaultLowWater;
+  const std::size_t header_;
+  std::size_t queued_size_ = 0;
+  std::size_t high_water_ = kDefaultHighWater;
+  std::size_t low_water_ = kDefaultLowWater;
   std::uint32_t lost_count_ = 0;
   bool started_ = false;
   bool closing_ = false;

@@ -117,13 +117,6 @@ def _log_info(text: str, transport: _AnyTransport) -> None:
 
 
 def _unclosed(transport: _AnyTransport) -> None:
-
-
-def _log_debug(text: str, transport: StreamTransport | DatagramTransport) -> None:
-    logger.debug(text, transport)
-
-
-def _unclosed(transport: StreamTransport | DatagramTransport) -> None:
     warnings.warn(f"unclosed transport {transport!r}", ResourceWarning, source=transport)
 
 

@@ -129,7 +129,8 @@ def normalise(text: str) -> str:
     text = re.sub(r"('(?:127\.0\.0\.1|::1|localhost)', )\d+", r"\1…", text)
     text = re.sub(r"<(?:_Unix)?(Read|Write)PipeTransport\b", r"<\1 pipe transport", text)
     return re.sub(
-        r"<_SelectorSocketTransport|<(?:cpploop\.)?(?:_native\.)?StreamTransport",
+        r"<_Selector(?:Socket|Datagram)Transport"
+        r"|<(?:cpploop\.)?(?:_native\.)?(?:Stream|Datagram)Transport",
         "<transport",
         text,
     )
