@@ -93,7 +93,7 @@ async def narrow_pair(
     """
     name = abstract_name()
     with plain_socket(socket.AF_UNIX, name) as peer:
-        sock = plain_socket(socket.AF_UNIX)
+        sock = plain_socket(socket.AF_UNIX, abstract_name("near"))
         if connected:
             sock.connect(name)
         async with endpoint(protocol, sock=sock) as (transport, recorder):

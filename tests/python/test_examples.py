@@ -97,6 +97,24 @@ Terminated by: SIGTERM
 Exit and pipes were reported before the end: True
 A signal afterwards: ProcessLookupError
 """,
+    "udp_echo_server.py": """\
+Serving.
+Received from 127.0.0.1: Hello, datagrams!
+Echoing: Hello, datagrams!
+Endpoint closed.
+The visitor heard: Hello, datagrams!
+And from the address it had asked: True
+""",
+    "udp_echo_client.py": """\
+Sending: Hello, world!
+Received: Hello, world!
+The endpoint is closed.
+The echo was the message: True
+Sending: Anybody there?
+Error: ConnectionRefusedError
+The endpoint is closed.
+Nobody.
+""",
     "closed_loop.py": """\
 made: open
 inside a coroutine: running
@@ -243,6 +261,39 @@ def test_client_without_a_server(loop_name: str) -> None:
     assert done.stdout == ""
     assert done.stderr == f"Nothing listens on port {port}.\n"
     assert done.returncode == 1
+
+
+def test_udp_server_and_client_as_two_programs(loop_name: str) -> None:
+    """udp_echo_server.py --serve with udp_echo_client.py --ask, and Ctrl-C at the end."""
+    server = subprocess.Popen(
+        command_for(loop_name, EXAMPLES / "udp_echo_server.py", "--serve", "0"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with server:
+        try:
+            assert server.stdout is not None
+            announced = re.fullmatch(r"Serving on 127\.0\.0\.1:(\d+)\n", server.stdout.readline())
+            assert announced is not None
+            client = run_program(
+                command_for(loop_name, EXAMPLES / "udp_echo_client.py", "--ask", announced[1])
+            )
+            assert client.stderr == ""
+            wanted = PRINTED["udp_echo_client.py"].splitlines(keepends=True)[:3]
+            assert client.stdout == "".join(wanted)
+            server.send_signal(signal.SIGINT)
+            out, err = server.communicate(timeout=TIMEOUT_S)
+        finally:
+            server.kill()
+    assert err == ""
+    assert out.splitlines() == [
+        "Received from 127.0.0.1: Hello, world!",
+        "Echoing: Hello, world!",
+        "Endpoint closed.",
+        "Server shut down.",
+    ]
+    assert server.returncode == 0
 
 
 needs_cpploop = pytest.mark.skipif(
