@@ -31,7 +31,7 @@ SENDFILE_TRY_NATIVE = constants._SendfileMode.TRY_NATIVE
 DATAGRAM_RULES = datagram_rules()
 
 
-def _describe_callback(handle: _AnyHandle | Handle, debug: bool) -> str:
+def _describe_callback(handle: _AnyHandle, debug: bool) -> str:
     describe: Any = format_helpers._format_callback_source
     try:
         return str(describe(handle._callback, handle._args, debug=debug))
@@ -40,7 +40,7 @@ def _describe_callback(handle: _AnyHandle | Handle, debug: bool) -> str:
         return str(describe(handle._callback, handle._args))
 
 
-def _callback_failed(loop: Loop, handle: _AnyHandle | Handle, exc: BaseException) -> None:
+def _callback_failed(loop: Loop, handle: _AnyHandle, exc: BaseException) -> None:
     """Report a callback that raised, as asyncio.Handle._run() does."""
     context: dict[str, Any] = {
         "message": f"Exception in callback {_describe_callback(handle, loop.get_debug())}",
@@ -64,7 +64,8 @@ def _transport_callback_failed(loop: Loop, name: str, exc: BaseException) -> Non
     def callback() -> None: ...
 
     callback.__qualname__ = name
-    _callback_failed(loop, Handle(callback, (), loop), exc)
+    handle: Any = Handle(callback, (), loop)
+    _callback_failed(loop, handle, exc)
 
 
 def log_if_slow(loop: Loop, what: object, seconds: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -119,18 +120,20 @@ def test_a_socket_takes_no_other_argument(argument: dict[str, Any]) -> None:
 
 def test_a_stream_socket_is_refused(run: Any) -> None:
     async def main(env: Env) -> None:
-        with socket.socket() as sock, pytest.raises(ValueError, match="A datagram socket was exp"):
+        with socket.socket() as sock, pytest.raises(ValueError, match="(?i)socket was expected"):
             await env.loop.create_datagram_endpoint(DatagramRecorder, sock=sock)
 
     run(main)
 
 
-def test_a_socket_of_a_transport_is_refused(run: Any) -> None:
+def test_a_socket_of_a_transport_is_refused(run: Any, loop_name: str) -> None:
     async def main(env: Env) -> None:
         sock = plain_socket()
         async with endpoint(sock=sock) as (transport, _):
-            with pytest.raises(RuntimeError, match="is used by transport"):
-                await env.loop.create_datagram_endpoint(DatagramRecorder, sock=sock)
+            # asyncio of 3.11 makes a second transport.
+            if sys.version_info >= (3, 12) or loop_name == "cpploop":
+                with pytest.raises(RuntimeError, match="is used by transport"):
+                    await env.loop.create_datagram_endpoint(DatagramRecorder, sock=sock)
             with pytest.raises(RuntimeError, match="is used by transport"):
                 env.loop.add_reader(sock, print)
             with pytest.raises(RuntimeError, match="is used by transport"):
