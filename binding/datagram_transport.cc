@@ -167,6 +167,12 @@ int DatagramTransport::traverse(visitproc visit, void* arg) const {
   Py_VISIT(read_context_.get());
   Py_VISIT(write_context_.get());
   Py_VISIT(on_datagram_.get());
+  if (socket_) {
+    // An address may be any object, and lead back to here.
+    for (const QueuedDatagram& item : socket_->queued()) {
+      Py_VISIT(static_cast<PyObject*>(item.owner));
+    }
+  }
   return 0;
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <span>
 #include <vector>
 
 namespace cpploop {
@@ -25,6 +26,10 @@ class DatagramQueue {
   void push_back(const QueuedDatagram& item) {
     close_gap();
     items_.push_back(item);
+  }
+
+  [[nodiscard]] std::span<const QueuedDatagram> items() const noexcept {
+    return std::span(items_).subspan(head_);
   }
 
   // The queue must not be empty.

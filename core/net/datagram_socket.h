@@ -80,6 +80,7 @@ class DatagramSocket final : private DatagramSink, private NativeCallback {
   // Throws std::bad_alloc, and then the owner is still the caller's.
   void queue(const QueuedDatagram& datagram);
   void maybe_pause_writing();
+  [[nodiscard]] std::span<const QueuedDatagram> queued() const noexcept { return queue_.items(); }
 
   [[nodiscard]] bool waits_for_kernel() const noexcept { return channel_.wants(kWantWritable); }
   [[nodiscard]] std::size_t queued_size() const noexcept { return queued_size_; }

@@ -120,7 +120,7 @@ def test_a_socket_takes_no_other_argument(argument: dict[str, Any]) -> None:
 
 def test_a_stream_socket_is_refused(run: Any) -> None:
     async def main(env: Env) -> None:
-        with socket.socket() as sock, pytest.raises(ValueError, match="(?i)socket was expected"):
+        with socket.socket() as sock, pytest.raises(ValueError, match=r"(?i)socket was expected"):
             await env.loop.create_datagram_endpoint(DatagramRecorder, sock=sock)
 
     run(main)

@@ -19,6 +19,7 @@ import support
 from datagrams import (
     DatagramRecorder,
     Echo,
+    abstract_name,
     address_of,
     endpoint,
     fill,
@@ -544,6 +545,28 @@ def test_cycles_through_a_transport_are_collected(run: Any) -> None:
         assert [item() for item in alive] == [None, None]
 
     run(main)
+
+
+def test_a_cycle_through_a_queued_address_is_collected(loop_factory: support.LoopFactory) -> None:
+    """Any object may wait in the queue as an address, also one that leads to the transport."""
+
+    async def main() -> Any:
+        with plain_socket(socket.AF_UNIX, abstract_name("full")) as peer:
+            transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
+                asyncio.DatagramProtocol, sock=plain_socket(socket.AF_UNIX)
+            )
+            fill(transport, peer.getsockname())
+            transport.sendto(b"x", [transport])
+            return weakref.ref(transport)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        loop = loop_factory()
+        alive = loop.run_until_complete(main())
+        loop.close()
+        del loop
+        gc.collect()
+        assert alive() is None
 
 
 def test_queued_objects_are_let_go(run: Any) -> None:
