@@ -239,7 +239,9 @@ def test_sendto_without_an_address_on_a_free_endpoint() -> None:
     support.compare(scenario)
 
 
-@pytest.mark.parametrize("data", ["text", 5, None, [], object()], ids=repr)
+@pytest.mark.parametrize(
+    "data", ["text", 5, None, [], object()], ids=lambda value: type(value).__name__
+)
 def test_sendto_refuses_what_is_no_data(data: Any) -> None:
     async def scenario(env: Env) -> None:
         async with endpoint() as (transport, _):

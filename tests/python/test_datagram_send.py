@@ -69,7 +69,9 @@ def test_what_arrives(data: Any, connected: bool) -> None:
     support.compare(scenario)
 
 
-@pytest.mark.parametrize("data", [None, "text", 5, [b"x"], object()], ids=repr)
+@pytest.mark.parametrize(
+    "data", [None, "text", 5, [b"x"], object()], ids=lambda value: type(value).__name__
+)
 def test_what_is_no_data(data: Any) -> None:
     async def scenario(env: Env) -> None:
         async with endpoint() as (transport, _):
