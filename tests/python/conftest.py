@@ -24,6 +24,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import support
+import tls_support
 
 # A test that hangs is killed by pytest-timeout; support.run's own time-out, which is shorter and
 # tells what was going on, normally comes first.
@@ -75,6 +76,36 @@ def loop_factory(loop_name: str) -> support.LoopFactory:
 def run(loop_factory: support.LoopFactory) -> Callable[..., Any]:
     """``support.run`` bound to the loop under test: ``run(main)``, ``run(main, debug=True)``."""
     return functools.partial(support.run, loop_factory)
+
+
+@pytest.fixture(params=support.tls_loops())
+def tls_name(request: pytest.FixtureRequest) -> str:
+    """The name of the loop under test, once per way of doing TLS: "asyncio", "cpploop-bio", ..."""
+    name: str = request.param
+    try:
+        support.factory(name)
+    except ImportError as exc:
+        pytest.fail(f"the loop under test cannot be imported: {exc}", pytrace=False)
+    return name
+
+
+@pytest.fixture
+def tls_run(tls_name: str) -> Callable[..., Any]:
+    """``support.run`` bound to the loop under test, once per way of doing TLS."""
+    return functools.partial(support.run, support.factory(tls_name))
+
+
+@pytest.fixture(params=support.tls_contenders())
+def tls_compare(request: pytest.FixtureRequest) -> Callable[..., list[Any]]:
+    """``support.compare`` of the oracle with cpploop, once per way of doing TLS."""
+    names = ["asyncio", request.param] if request.param != "asyncio" else ["asyncio"]
+    return functools.partial(support.compare, names=names)
+
+
+@pytest.fixture(scope="session")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> tls_support.Pki:
+    """Certificates for every purpose, good and bad, made once per process."""
+    return tls_support.make_pki(tmp_path_factory.mktemp("pki"))
 
 
 @pytest.fixture(scope="session")

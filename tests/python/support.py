@@ -25,6 +25,7 @@ import array
 import asyncio
 import contextlib
 import difflib
+import functools
 import gc
 import inspect
 import logging
@@ -68,13 +69,63 @@ def selected_loops() -> list[str]:
 
 
 def factory(name: str) -> LoopFactory:
-    """The loop factory called NAME; ImportError when cpploop is asked for and not installed."""
+    """The loop factory called NAME; ImportError when cpploop is asked for and not installed.
+
+    "cpploop-bio" and the like name a loop whose TLS is forced: see tls_loops().
+    """
     if name == "asyncio":
         # Not asyncio.new_event_loop: a policy installed by some other test must not change it.
         return asyncio.SelectorEventLoop
     import cpploop
 
+    _, _, tier = name.partition("-")
+    if tier:
+        return functools.partial(_new_loop_with_tls, tier)
     return cpploop.new_event_loop  # type: ignore[no-any-return]
+
+
+TLS_TIERS = ("asyncio", "bio", "direct")
+
+
+def _new_loop_with_tls(tier: str) -> asyncio.AbstractEventLoop:
+    import cpploop
+
+    # The environment is read when a loop is made.
+    before = os.environ.get("CPPLOOP_TLS")
+    os.environ["CPPLOOP_TLS"] = tier
+    try:
+        return cpploop.new_event_loop()  # type: ignore[no-any-return]
+    finally:
+        if before is None:
+            del os.environ["CPPLOOP_TLS"]
+        else:
+            os.environ["CPPLOOP_TLS"] = before
+
+
+@functools.cache
+def tls_loops() -> list[str]:
+    """The loops that the TLS tests run on: the oracle, and cpploop with each way of doing TLS.
+
+    CPPLOOP_TLS in the environment leaves only that one of the ways.
+    """
+    names = selected_loops()
+    if "cpploop" not in names:
+        return names
+    names = [name for name in names if name != "cpploop"]
+    try:
+        import cpploop
+    except ImportError:
+        # Its tests fail and say so.
+        return [*names, "cpploop"]
+    if "tls" not in cpploop.build_info():
+        return [*names, "cpploop"]
+    forced = os.environ.get("CPPLOOP_TLS")
+    return names + [f"cpploop-{tier}" for tier in TLS_TIERS if forced in (None, "", tier)]
+
+
+def tls_contenders() -> list[str]:
+    """What is compared with the oracle; the oracle itself when nothing else is selected."""
+    return [name for name in tls_loops() if name != "asyncio"] or ["asyncio"]
 
 
 # --------------------------------------------------------------------------- running
@@ -126,6 +177,8 @@ def normalise(text: str) -> str:
     text = re.sub(r"0x[0-9a-fA-F]+", "0x…", text)
     text = re.sub(r"\bfd=-?\d+", "fd=…", text)
     text = re.sub(r"\bpid([= ])\d+", r"pid\1…", text)
+    # Which line of _ssl.c an error names depends on the call that met it.
+    text = re.sub(r" \(_ssl\.c:\d+\)", "", text)
     text = re.sub(r"('(?:127\.0\.0\.1|::1|localhost)', )\d+", r"\1…", text)
     text = re.sub(r"<(?:_Unix)?(Read|Write)PipeTransport\b", r"<\1 pipe transport", text)
     return re.sub(
@@ -345,14 +398,17 @@ def compare(
     debug: bool | None = None,
     check_fds: bool = True,
     check_warnings: bool = True,
+    names: Iterable[str] | None = None,
 ) -> list[Any]:
     """Run SCENARIO on asyncio and on cpploop and assert equal traces; returns the trace.
+
+    NAMES are the two loops instead, where a test is about another pair.
 
     Reports to the exception handler and warnings of asyncio's logger are part of the trace, and so
     is the scenario's result. With only the oracle selected it runs twice on it, which proves that
     the scenario is deterministic.
     """
-    names = selected_loops()
+    names = list(names or selected_loops())
     if "asyncio" not in names:
         names = ["asyncio", *names]
     if len(names) == 1:
