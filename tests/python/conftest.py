@@ -42,6 +42,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(CEILING_S * support.TIME_SCALE))
 
 
+def pytest_collection_finish() -> None:
+    """What exists by now stays: support.run collects twice per test and need not look at it."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_runtest_setup() -> None:
     """Sweep up after a failure: what its frames held must not be found by the next test."""
     failure = getattr(sys, "last_value", None)

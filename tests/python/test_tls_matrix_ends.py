@@ -229,9 +229,7 @@ def test_end_while_reading_is_paused(tls_compare: Any, pki: Pki, side: str, size
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("how", ["close", "abort"])
-def test_end_by_us_while_reading_is_paused(
-    tls_compare: Any, pki: Pki, side: str, how: str
-) -> None:
+def test_end_by_us_while_reading_is_paused(tls_compare: Any, pki: Pki, side: str, how: str) -> None:
     async def scenario(env: Env) -> None:
         rec = Recorder()
         async with endpoint(env, pki, side, rec) as (transport, peer):
@@ -427,16 +425,15 @@ SHORT_S = 0.1
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("debug", [False, True], ids=["", "debug"])
-def test_handshake_timeout(
-    tls_compare: Any, pki: Pki, side: str, kind: str, debug: bool
-) -> None:
+def test_handshake_timeout(tls_compare: Any, pki: Pki, side: str, kind: str, debug: bool) -> None:
     """The waiter gets asyncio's ConnectionAbortedError with its text."""
 
     async def scenario(env: Env) -> None:
         rec = Recorder()
-        async with unconnected(
-            env, pki, side, rec, kind=kind, ssl_handshake_timeout=SHORT_S
-        ) as (task, peer):
+        async with unconnected(env, pki, side, rec, kind=kind, ssl_handshake_timeout=SHORT_S) as (
+            task,
+            peer,
+        ):
             start = time.monotonic()
             env.log(await outcome(task))
             env.log(time.monotonic() - start >= SHORT_S)
@@ -731,10 +728,10 @@ def test_loop_closed_with_an_open_connection(tls_name: str, pki: Pki, side: str)
         warnings.simplefilter("always")
         loop = support.factory(tls_name)()
         rec = Recorder()
+        env = Env(tls_name)
+        env.loop = loop
 
-        async def main() -> Any:
-            env = Env(tls_name)
-            env.loop = loop
+        async def main(rec: Any) -> Any:
             sock, other = support.tcp_pair()
             peer = Peer(other, pki.context(other_side(side)), server_side=side == "client")
             made = establish(env, side, sock, rec, pki.context(side))
@@ -742,11 +739,11 @@ def test_loop_closed_with_an_open_connection(tls_name: str, pki: Pki, side: str)
             transport.write(b"x")
             return peer
 
-        peer = loop.run_until_complete(main())
+        peer = loop.run_until_complete(main(rec))
         loop.close()
         rec.transport.write(b"into the void") if tls_support.is_native(tls_name) else None
         rec.transport = None
-        del rec, loop
+        del rec, loop, env
         gc.collect()
         peer.close()
         del peer

@@ -1,4 +1,4 @@
-"""TLS: nothing that CPython's contexts can do is lost. SNI, keylog, ALPN, subclasses, extra info."""
+"""TLS: nothing CPython's contexts can do is lost. SNI, keylog, ALPN, subclasses, extra info."""
 
 from __future__ import annotations
 
@@ -99,9 +99,7 @@ def test_sni_callback_without_a_name(tls_run: Any, pki: Pki) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", ["localhost", "other.test"])
-def test_sni_callback_switches_the_context(
-    tls_run: Any, pki: Pki, version: str, name: str
-) -> None:
+def test_sni_callback_switches_the_context(tls_run: Any, pki: Pki, version: str, name: str) -> None:
     """T8: the certificate is that of the context the callback chose; ALPN works over both."""
 
     async def main(env: Env) -> None:

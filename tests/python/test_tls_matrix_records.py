@@ -77,7 +77,7 @@ def test_garbage_before_the_handshake(
 @pytest.mark.parametrize("garbage", ["http", "random", "alert", "too long"])
 @pytest.mark.parametrize("debug", [False, True], ids=["", "debug"])
 def test_garbage_at_a_server(tls_compare: Any, pki: Pki, garbage: str, debug: bool) -> None:
-    """The same at a listening server, whose other clients do not notice. Reported as asyncio does."""
+    """The same at a listening server, whose other clients do not notice."""
 
     async def scenario(env: Env) -> None:
         made: list[Recorder] = []
@@ -107,7 +107,9 @@ def test_garbage_at_a_server(tls_compare: Any, pki: Pki, garbage: str, debug: bo
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("garbage", ["http", "random", "alert", "data", "too long", "warning alert"])
+@pytest.mark.parametrize(
+    "garbage", ["http", "random", "alert", "data", "too long", "warning alert"]
+)
 def test_garbage_during_the_handshake(
     tls_compare: Any, pki: Pki, side: str, version: str, garbage: str
 ) -> None:
@@ -209,9 +211,7 @@ def test_bad_record_behind_a_good_one(
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("case", ["bad tag", "truncated", "truncated after good"])
-def test_garbage_to_a_buffered_protocol(
-    tls_compare: Any, pki: Pki, side: str, case: str
-) -> None:
+def test_garbage_to_a_buffered_protocol(tls_compare: Any, pki: Pki, side: str, case: str) -> None:
     async def scenario(env: Env) -> None:
         rec = recorder(PROTOCOLS[1])
         async with endpoint(env, pki, side, rec) as (_, peer):
@@ -265,7 +265,7 @@ def test_garbage_to_a_stream(tls_compare: Any, pki: Pki, case: str) -> None:
 def test_more_after_close_notify(
     tls_compare: Any, pki: Pki, side: str, version: str, together: bool, what: str
 ) -> None:
-    """T6: application data after close_notify (uvloop: AttributeError) is asyncio's outcome here."""
+    """T6: application data after close_notify (uvloop: AttributeError) ends as on asyncio."""
 
     async def scenario(env: Env) -> None:
         rec = Recorder()
@@ -324,9 +324,7 @@ def test_data_while_we_wait_for_close_notify(
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_byte_by_byte(
-    tls_run: Any, pki: Pki, side: str, version: str, protocol: Any
-) -> None:
+def test_byte_by_byte(tls_run: Any, pki: Pki, side: str, version: str, protocol: Any) -> None:
     """Handshake, data and end arrive one byte at a time."""
 
     class Slow(Peer):
@@ -380,9 +378,7 @@ def test_records_cut_anywhere(tls_run: Any, pki: Pki, side: str, protocol: Any) 
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("version", VERSIONS)
-def test_data_in_the_last_flight(
-    tls_compare: Any, pki: Pki, side: str, version: str
-) -> None:
+def test_data_in_the_last_flight(tls_compare: Any, pki: Pki, side: str, version: str) -> None:
     """Data in one segment with the end of the handshake comes after connection_made, at once."""
 
     async def scenario(env: Env) -> None:

@@ -156,7 +156,7 @@ def test_session_of_an_aborted_connection(tls_run: Any, pki: Pki) -> None:
     tls_run(main)
 
 
-# --------------------------------------------------------------------------- openssl at the other end
+# --------------------------------------------------------------------------- openssl as the peer
 
 
 def client_args(address: Any, pki: Pki, version: str) -> list[str]:
@@ -181,9 +181,7 @@ async def talk(process: Any, word: bytes) -> None:
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("command", [b"K", b"k"], ids=["both ways", "one way"])
-def test_key_update_by_the_client(
-    tls_run: Any, pki: Pki, protocol: Any, command: bytes
-) -> None:
+def test_key_update_by_the_client(tls_run: Any, pki: Pki, protocol: Any, command: bytes) -> None:
     """T9: TLS 1.3 key updates, answered where an answer is asked for; data goes on."""
 
     async def main(env: Env) -> None:

@@ -1,4 +1,4 @@
-"""TLS: certificates that are good, bad, missing or wrong, on either side, as asyncio reports them."""
+"""TLS: certificates that are good, bad, missing or wrong, on either side."""
 
 from __future__ import annotations
 
@@ -78,9 +78,7 @@ def test_client_refuses_the_server(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("case", BAD_SERVERS)
-def test_server_and_client_of_the_loop(
-    tls_compare: Any, pki: Pki, case: str, kind: str
-) -> None:
+def test_server_and_client_of_the_loop(tls_compare: Any, pki: Pki, case: str, kind: str) -> None:
     """Both ends are the loop's; the server goes on and serves who trusts it."""
     cert, name, known = BAD_SERVERS[case]
 
@@ -184,7 +182,9 @@ CLIENT_CERTS = {
 }
 
 
-@pytest.mark.parametrize("mode", [ssl.CERT_OPTIONAL, ssl.CERT_REQUIRED], ids=["optional", "required"])
+@pytest.mark.parametrize(
+    "mode", [ssl.CERT_OPTIONAL, ssl.CERT_REQUIRED], ids=["optional", "required"]
+)
 @pytest.mark.parametrize("cert", CLIENT_CERTS)
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("debug", [False, True], ids=["", "debug"])

@@ -1,4 +1,4 @@
-"""What the TLS tests share: certificates good and bad, peers that misbehave on cue, openssl's tools.
+"""What the TLS tests share: certificates good and bad, peers that misbehave on cue, openssl.
 
 The usual shapes of a test:
 
@@ -43,9 +43,6 @@ SIDES = ("server", "client")
 VERSIONS = ("TLSv1.2", "TLSv1.3")
 KINDS = ("tcp", "unix")
 PROTOCOLS = (Recorder, BufferedRecorder)
-
-# What asyncio's own code for BufferedProtocol slices must not be copied by slicing.
-VIEW_SIZE = 65536
 
 
 def recorder(kind: Any, *args: Any, **kwargs: Any) -> Any:
