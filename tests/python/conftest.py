@@ -84,10 +84,18 @@ def run(loop_factory: support.LoopFactory) -> Callable[..., Any]:
     return functools.partial(support.run, loop_factory)
 
 
+def force_tls(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set what the loop called NAME needs in the environment, for the length of the test."""
+    _, _, tier = name.partition("-")
+    if tier:
+        monkeypatch.setenv("CPPLOOP_TLS", tier)
+
+
 @pytest.fixture(params=support.tls_loops())
-def tls_name(request: pytest.FixtureRequest) -> str:
+def tls_name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of the loop under test, once per way of doing TLS: "asyncio", "cpploop-bio", ..."""
     name: str = request.param
+    force_tls(name, monkeypatch)
     try:
         support.factory(name)
     except ImportError as exc:
@@ -102,8 +110,11 @@ def tls_run(tls_name: str) -> Callable[..., Any]:
 
 
 @pytest.fixture(params=support.tls_contenders())
-def tls_compare(request: pytest.FixtureRequest) -> Callable[..., list[Any]]:
+def tls_compare(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., list[Any]]:
     """``support.compare`` of the oracle with cpploop, once per way of doing TLS."""
+    force_tls(request.param, monkeypatch)
     names = ["asyncio", request.param] if request.param != "asyncio" else ["asyncio"]
     return functools.partial(support.compare, names=names)
 

@@ -71,7 +71,8 @@ def selected_loops() -> list[str]:
 def factory(name: str) -> LoopFactory:
     """The loop factory called NAME; ImportError when cpploop is asked for and not installed.
 
-    "cpploop-bio" and the like name a loop whose TLS is forced: see tls_loops().
+    "cpploop-bio" and the like name a loop whose TLS is forced by CPPLOOP_TLS, which the fixtures of
+    the TLS tests set: see tls_loops().
     """
     if name == "asyncio":
         # Not asyncio.new_event_loop: a policy installed by some other test must not change it.
@@ -79,27 +80,12 @@ def factory(name: str) -> LoopFactory:
     import cpploop
 
     _, _, tier = name.partition("-")
-    if tier:
-        return functools.partial(_new_loop_with_tls, tier)
+    if tier and os.environ.get("CPPLOOP_TLS") != tier:
+        raise ValueError(f"{name} needs CPPLOOP_TLS={tier} in the environment")
     return cpploop.new_event_loop  # type: ignore[no-any-return]
 
 
 TLS_TIERS = ("asyncio", "bio", "direct")
-
-
-def _new_loop_with_tls(tier: str) -> asyncio.AbstractEventLoop:
-    import cpploop
-
-    # The environment is read when a loop is made.
-    before = os.environ.get("CPPLOOP_TLS")
-    os.environ["CPPLOOP_TLS"] = tier
-    try:
-        return cpploop.new_event_loop()  # type: ignore[no-any-return]
-    finally:
-        if before is None:
-            del os.environ["CPPLOOP_TLS"]
-        else:
-            os.environ["CPPLOOP_TLS"] = before
 
 
 @functools.cache

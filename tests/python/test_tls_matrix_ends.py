@@ -25,6 +25,7 @@ from tls_support import (
     echo,
     endpoint,
     establish,
+    events,
     linked,
     other_side,
     outcome,
@@ -80,7 +81,7 @@ def test_close_by_us(
             await peer.close_notify()
             env.log(await peer.until_socket_end())
             await rec.until("connection_lost")
-        env.log(rec.calls)
+        env.log(events(rec))
 
     tls_compare(scenario)
 
@@ -300,7 +301,7 @@ def test_writes_behind_close_are_dropped(tls_compare: Any, pki: Pki, side: str) 
             env.log(data == b"x" * 3_000_000, end)
             await peer.close_notify()
             await rec.until("connection_lost")
-        env.log(rec.calls)
+        env.log(events(rec))
 
     tls_compare(scenario)
 
@@ -731,7 +732,7 @@ def test_loop_closed_with_an_open_connection(tls_name: str, pki: Pki, side: str)
         env = Env(tls_name)
         env.loop = loop
 
-        async def main(rec: Any) -> Any:
+        async def main(env: Env, rec: Any) -> Any:
             sock, other = support.tcp_pair()
             peer = Peer(other, pki.context(other_side(side)), server_side=side == "client")
             made = establish(env, side, sock, rec, pki.context(side))
@@ -739,7 +740,7 @@ def test_loop_closed_with_an_open_connection(tls_name: str, pki: Pki, side: str)
             transport.write(b"x")
             return peer
 
-        peer = loop.run_until_complete(main(rec))
+        peer = loop.run_until_complete(main(env, rec))
         loop.close()
         rec.transport.write(b"into the void") if tls_support.is_native(tls_name) else None
         rec.transport = None
