@@ -236,30 +236,6 @@ def test_renegotiation_by_the_client(tls_run: Any, pki: Pki, protocol: Any) -> N
     tls_run(main, timeout=30)
 
 
-def test_renegotiation_while_much_is_written(tls_run: Any, pki: Pki) -> None:
-    """Writes that meet a renegotiation wait for it and arrive in order."""
-
-    async def main(env: Env) -> None:
-        context = pki.server_context(version="TLSv1.2")
-        context.options |= OP_ALLOW_CLIENT_RENEGOTIATION
-        rec = Recorder()
-        async with serving(env, lambda: rec, context) as address:
-            with tool(*client_args(address, pki, "TLSv1.2")) as client:
-                client.send(b"hello\n")
-                await rec.until_received(6)
-                client.send(b"R\n")
-                for number in range(300):
-                    rec.transport.write(b"<%05d>" % number + b"." * 500)
-                    if number % 20 == 0:
-                        await asyncio.sleep(0.001)
-                for number in range(0, 300, 50):
-                    await client.expect(b"<%05d>" % number)
-                await client.expect(b"<00299>")
-            await rec.until("connection_lost")
-
-    tls_run(main, timeout=30)
-
-
 def test_renegotiation_refused(tls_run: Any, pki: Pki) -> None:
     """A context without the option refuses; the connection ends, once, and without a report."""
 
