@@ -122,6 +122,11 @@ class SockOperation {
 
 struct SockOperationObject {
   PyObject_HEAD PyObject* weakrefs;
+#if PY_VERSION_HEX >= 0x030E0000
+  // `python -m asyncio ps` reads every task's coroutine, in another process's memory, as if it were
+  // Python's own. Zeros up to where that one's frame begins say: no frame, not suspended in one.
+  void* no_frame[8];
+#endif
   alignas(SockOperation) unsigned char storage[sizeof(SockOperation)];
 };
 

@@ -1,6 +1,8 @@
 // The Python type _native.SockOperation: a coroutine, for `await`, asyncio and inspection.
 
+#include <algorithm>
 #include <cstddef>
+#include <iterator>
 
 #include "binding/sock_operation.h"
 
@@ -245,6 +247,9 @@ PyObject* new_sock_operation(Loop& loop, SockCall call, PyObject* const* argumen
   }
   auto* self = reinterpret_cast<PyObject*>(object);
   object->weakrefs = nullptr;
+#if PY_VERSION_HEX >= 0x030E0000
+  std::fill(std::begin(object->no_frame), std::end(object->no_frame), nullptr);
+#endif
   new (object->storage) SockOperation(self, loop, call, arguments, count);
   PyObject_GC_Track(self);
   return self;

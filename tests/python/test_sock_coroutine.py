@@ -8,7 +8,9 @@ import contextvars
 import gc
 import inspect
 import io
+import os
 import socket
+import subprocess
 import sys
 import types
 import warnings
@@ -455,6 +457,35 @@ def test_state_as_inspect_sees_it(loop: Loop, sockets: Sockets) -> None:
     assert inspect.getcoroutinelocals(operation) is not None
     operation.close()
     assert inspect.getcoroutinestate(operation) == inspect.CORO_CLOSED
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="python -m asyncio came with 3.14")
+def test_asyncio_ps(run: Any) -> None:
+    """The tool that reads tasks out of another process's memory is not confused."""
+
+    async def main(env: support.Env) -> None:
+        ours, peer = support.unix_pair()
+        with ours, peer:
+            memory = bytearray(10)
+            tasks = [
+                env.loop.create_task(env.loop.sock_recv_into(ours, memory), name="receiver"),
+                env.loop.create_task(env.loop.sock_sendall(ours, bytes(1_000_000)), name="sender"),
+            ]
+            await support.turns(2)
+            ps = [sys.executable, "-m", "asyncio", "ps", str(os.getpid())]
+            done = await env.loop.run_in_executor(
+                None, lambda: subprocess.run(ps, capture_output=True, text=True, check=False)
+            )
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if "ermission" in done.stderr or "not permitted" in done.stderr:
+                pytest.skip("reading another process's memory is not allowed here")
+            assert done.returncode == 0, done.stderr
+            assert "receiver" in done.stdout
+            assert "sender" in done.stdout
+
+    run(main)
 
 
 # --------------------------------------------------------------------------- memory
