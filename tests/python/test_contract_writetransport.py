@@ -263,12 +263,15 @@ def test_abort(certs: Any, kind: str) -> None:
             await fill(transport)
             attempt(env, "abort", transport.abort)
             env.log("closing", transport.is_closing(), "lost", rec.count("connection_lost"))
-            attempt(env, "abort again", transport.abort)
+            # asyncio's pipes fail at a second abort(), and forget their loop before a third.
+            if kind != "write pipe":
+                attempt(env, "abort again", transport.abort)
             attempt(env, "close", transport.close)
             await rec.until("connection_lost")
             if kind != "tls":  # asyncio's forgets its protocol when it is closed twice.
                 env.log("queued", transport.get_write_buffer_size())
-            attempt(env, "abort after the end", transport.abort)
+            if kind != "write pipe":
+                attempt(env, "abort after the end", transport.abort)
             await turns(3)
 
     trace = support.compare(scenario)
