@@ -16,6 +16,7 @@
 #include "binding/module_state.h"
 #include "binding/py/python.h"
 #include "binding/py/ref.h"
+#include "binding/tls/scratch.h"
 #include "core/engine.h"
 #include "core/os/process.h"
 
@@ -153,6 +154,7 @@ class Loop final : private Host, private Clock {
   // Memory for reads that are copied out at once.
   static constexpr std::size_t kScratchSize = 256 * 1024;
   [[nodiscard]] char* scratch();
+  [[nodiscard]] TlsScratch& tls_scratch() noexcept { return tls_scratch_; }
 
   // Debug mode: what the I/O event under way belongs to, for the slow-callback log.
   void note_io(PyObject* object) {
@@ -240,6 +242,7 @@ class Loop final : private Host, private Clock {
   std::unordered_set<PyObject*> held_;  // Owned references.
   std::vector<std::pair<py::Ref, int>> watched_objects_;
   std::unique_ptr<char[]> scratch_;
+  TlsScratch tls_scratch_;
   PyThreadState* saved_thread_ = nullptr;
   py::PendingError leaving_;
   py::Ref io_object_;

@@ -110,7 +110,7 @@ int module_exec(PyObject* module) {
       !add_handle_types(module, *state) || !add_loop_type(module, *state) ||
       !add_stream_transport_type(module, *state) || !add_datagram_transport_type(module, *state) ||
       !add_listener_type(module, *state) || !add_pipe_transport_types(module, *state) ||
-      !add_sock_operation_type(module, *state)) {
+      !add_sock_operation_type(module, *state) || !add_tls_types(module, *state)) {
     return -1;
   }
   return PyModule_AddStringConstant(module, "__version__", CPPLOOP_VERSION);
@@ -140,6 +140,17 @@ int module_traverse(PyObject* module, visitproc visit, void* arg) {
   }
   Py_VISIT(state->socket_family_field);
   Py_VISIT(state->socket_type_field);
+  Py_VISIT(state->tls_protocol_base);
+  Py_VISIT(state->tls_protocol_type);
+  Py_VISIT(state->tls_transport_base);
+  Py_VISIT(state->ssl_object_type);
+  Py_VISIT(state->ssl_socket_type);
+  Py_VISIT(state->memory_bio_type);
+  Py_VISIT(state->ssl_want_read_error);
+  Py_VISIT(state->ssl_syscall_error);
+  for (PyObject* member : state->tls_states) {
+    Py_VISIT(member);
+  }
   Py_VISIT(state->futures_dict);
   Py_VISIT(state->tasks_dict);
   Py_VISIT(state->buffered_protocol_type);
@@ -193,6 +204,17 @@ void module_free(void* module) {
   }
   Py_CLEAR(state->socket_family_field);
   Py_CLEAR(state->socket_type_field);
+  Py_CLEAR(state->tls_protocol_base);
+  Py_CLEAR(state->tls_protocol_type);
+  Py_CLEAR(state->tls_transport_base);
+  Py_CLEAR(state->ssl_object_type);
+  Py_CLEAR(state->ssl_socket_type);
+  Py_CLEAR(state->memory_bio_type);
+  Py_CLEAR(state->ssl_want_read_error);
+  Py_CLEAR(state->ssl_syscall_error);
+  for (PyObject*& member : state->tls_states) {
+    Py_CLEAR(member);
+  }
   Py_CLEAR(state->futures_dict);
   Py_CLEAR(state->tasks_dict);
   Py_CLEAR(state->buffered_protocol_type);

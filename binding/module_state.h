@@ -11,21 +11,24 @@ namespace cpploop {
 // clang-format off
 #define CPPLOOP_NAMES(X) \
   X(Future) X(Task) X(_accept) X(_accept_exhausted) X(_add_reader) X(_add_writer) X(_attach) \
-  X(_buffer) X(_call_connection_lost) X(_callback_failed) X(_check_callback) X(_detach) \
-  X(_ensure_fd_no_transport) X(_ensure_resolved) X(_eof) X(_limit) X(_log_closed_pipe_write) \
-  X(_log_closed_write) X(_maybe_pause_protocol) X(_maybe_resume_protocol) X(_pause_reader) \
-  X(_read_ready) X(_refuse_data) X(_refuse_datagram) X(_refuse_pipe_data) X(_remove_reader) \
-  X(_remove_writer) X(_run_unless_cancelled) X(_start_reading) X(_stream_reader_wr) \
-  X(_transport_socket) X(_unclosed) X(_waiter) X(_wakeup_waiter) X(_write_ready) X(accept) \
-  X(addr) X(address) X(buffer_updated) X(call_at) X(call_exception_handler) X(call_soon) \
-  X(callback) X(cancelled) X(close) X(connect) X(connection_lost) X(connection_made) X(context) \
-  X(create_future) X(data) X(data_received) X(datagram_received) X(delay) X(detach) X(done) \
-  X(eof_received) X(error_received) X(exception) X(extra) X(family) X(fd) X(feed_data) X(fileno) \
-  X(get_buffer) X(getblocking) X(getsockopt) X(gettimeout) X(high) X(list_of_data) X(loop) \
-  X(low) X(message) X(name) X(pause_writing) X(peername) X(pipe) X(proto) X(protocol) X(recv) \
-  X(recv_into) X(recvfrom) X(recvfrom_into) X(remove_reader) X(remove_writer) X(resume_writing) \
-  X(send) X(sendto) X(server) X(set_exception) X(set_result) X(setblocking) X(sock) X(socket) \
-  X(sockname) X(throw) X(time) X(tobytes) X(transport) X(type) X(waiter) X(when)
+  X(_buffer) X(_call_connection_lost) X(_call_eof_received) X(_callback_failed) \
+  X(_check_callback) X(_control_app_writing) X(_control_ssl_reading) X(_detach) X(_do_flush) \
+  X(_do_handshake) X(_do_read) X(_do_shutdown) X(_ensure_fd_no_transport) X(_ensure_resolved) \
+  X(_eof) X(_fatal_error) X(_limit) X(_log_closed_pipe_write) X(_log_closed_write) \
+  X(_maybe_pause_protocol) X(_maybe_resume_protocol) X(_pause_reader) X(_read_ready) \
+  X(_refuse_data) X(_refuse_datagram) X(_refuse_pipe_data) X(_remove_reader) X(_remove_writer) \
+  X(_run_unless_cancelled) X(_sslobj) X(_start_reading) X(_start_shutdown) X(_stream_reader_wr) \
+  X(_transport_socket) X(_unclosed) X(_waiter) X(_wakeup_waiter) X(_write_appdata) \
+  X(_write_ready) X(accept) X(addr) X(address) X(append) X(appendleft) X(buffer_updated) \
+  X(call_at) X(call_exception_handler) X(call_soon) X(callback) X(cancelled) X(close) X(connect) \
+  X(connection_lost) X(connection_made) X(context) X(create_future) X(data) X(data_received) \
+  X(datagram_received) X(delay) X(detach) X(done) X(eof_received) X(error_received) X(exception) \
+  X(extra) X(family) X(fd) X(feed_data) X(fileno) X(get_buffer) X(getblocking) X(getsockopt) \
+  X(gettimeout) X(high) X(list_of_data) X(loop) X(low) X(message) X(name) X(pause_writing) \
+  X(peername) X(pending) X(pipe) X(proto) X(protocol) X(read) X(recv) X(recv_into) X(recvfrom) \
+  X(recvfrom_into) X(remove_reader) X(remove_writer) X(resume_writing) X(send) X(sendto) \
+  X(server) X(set_exception) X(set_result) X(setblocking) X(sock) X(socket) X(sockname) X(throw) \
+  X(time) X(tobytes) X(transport) X(type) X(waiter) X(when) X(write)
 
 // What asyncio's sock_*() use of a socket object, and what decides whether it is a plain one.
 #define CPPLOOP_SOCKET_MEMBERS(X) \
@@ -63,6 +66,9 @@ struct ModuleState {
   PyTypeObject* read_pipe_type = nullptr;
   PyTypeObject* write_pipe_type = nullptr;
   PyTypeObject* sock_operation_type = nullptr;
+  PyTypeObject* tls_protocol_base = nullptr;  // The native type...
+  PyTypeObject* tls_protocol_type = nullptr;  // ...and the edge's class, once it is defined.
+  PyTypeObject* tls_transport_base = nullptr;
 
   // asyncio's.
   // The modules' namespaces: programs and tests exchange asyncio.tasks.Task and futures.Future.
@@ -78,6 +84,14 @@ struct ModuleState {
   PyObject* extract_stack = nullptr;                // asyncio.format_helpers.extract_stack
   PyObject* set_result_unless_cancelled = nullptr;  // asyncio.futures'
   PyObject* base_create_task = nullptr;             // asyncio.BaseEventLoop.create_task
+  // The ssl module's types, and the members of asyncio's SSLProtocolState in the order of
+  // TlsProtocol::State.
+  PyObject* ssl_object_type = nullptr;
+  PyObject* ssl_socket_type = nullptr;
+  PyObject* memory_bio_type = nullptr;
+  PyObject* ssl_want_read_error = nullptr;
+  PyObject* ssl_syscall_error = nullptr;
+  PyObject* tls_states[5] = {};
   PyObject* loop_keyword = nullptr;                 // ("loop",)
   PyObject* task_keywords = nullptr;                // The last create_task() call's keyword names,
   PyObject* task_keywords_with_loop = nullptr;      // and those with "loop" behind them.
@@ -124,5 +138,6 @@ struct ModuleState {
 [[nodiscard]] bool add_listener_type(PyObject* module, ModuleState& state);
 [[nodiscard]] bool add_pipe_transport_types(PyObject* module, ModuleState& state);
 [[nodiscard]] bool add_sock_operation_type(PyObject* module, ModuleState& state);
+[[nodiscard]] bool add_tls_types(PyObject* module, ModuleState& state);
 
 }  // namespace cpploop

@@ -10,6 +10,7 @@
 #include "binding/outgoing.h"
 #include "binding/py/context.h"
 #include "binding/py/guard.h"
+#include "binding/tls/tls_protocol.h"
 
 namespace cpploop {
 
@@ -170,6 +171,7 @@ int StreamTransport::traverse(visitproc visit, void* arg) const {
 
 // Breaks the cycles. The loop stays: the descriptor's registration is with it until the very end.
 void StreamTransport::clear() noexcept {
+  tls_ = nullptr;
   protocol_.reset();
   server_.reset();
   context_.reset();
@@ -246,6 +248,7 @@ bool StreamTransport::set_protocol(PyObject* protocol) {
   // The methods are bound when the first data comes, and then kept until the protocol changes.
   Ref old_on_data = std::move(on_data_);
   Ref old_get_buffer = std::move(get_buffer_);
+  tls_ = native_tls(loop_->state(), protocol);
   Ref old = std::exchange(protocol_, Ref::borrow(protocol));
   feed_.detach();
   return true;
@@ -298,6 +301,9 @@ PyObject* StreamTransport::resume_reading() {
 }
 
 ReceiveBuffer StreamTransport::receive_buffer() {
+  if (tls_ != nullptr) {
+    return {loop_->scratch(), kTlsReadMax};
+  }
   if (buffered_) {
     return protocol_buffer();
   }
@@ -384,10 +390,22 @@ bool StreamTransport::feed_reader(std::size_t count) {
   return true;
 }
 
+void StreamTransport::feed_tls(std::size_t count) {
+  const Ref protocol = protocol_.dup();  // Held: it may be exchanged from within.
+  py::InContext context(read_context_.get());
+  if (!context.entered() || !tls_->received(loop_->scratch(), count)) {
+    fatal_error(PendingError::take(), "Fatal error: protocol.buffer_updated() call failed.");
+  }
+}
+
 void StreamTransport::on_bytes(std::size_t count) {
   if (count == 0) {
     pending_view_.release();
     pending_bytes_.reset();
+    return;
+  }
+  if (tls_ != nullptr && !pending_view_.held()) {
+    feed_tls(count);
     return;
   }
   if (feed_.attached() && feed_reader(count)) {
@@ -518,6 +536,36 @@ PyObject* StreamTransport::write(PyObject* data) {
   queue_object(rest.bytes.get(), rest.offset);
   end_write();
   return py::none();
+}
+
+bool StreamTransport::write_memory(const char* bytes, std::size_t size) {
+  if (refuse_write("write", "write")) {
+    return false;
+  }
+  if (socket_->lost_count() != 0) {
+    const Ref counted = Ref::steal(count_lost_write());
+    return static_cast<bool>(counted);
+  }
+  const std::size_t sent = socket_->begin_write(bytes, size);
+  if (sent == size) {
+    return true;
+  }
+  if (loop_->closed()) {
+    return loop_->check_open();  // Nobody is left to send the rest.
+  }
+  Ref rest =
+      Ref::steal(PyBytes_FromStringAndSize(bytes + sent, static_cast<Py_ssize_t>(size - sent)));
+  if (!rest) {
+    // Half of it is out: nothing that follows may be taken for the rest.
+    const PendingError error = PendingError::take();
+    Ref closed = Ref::steal(force_close(Py_None));
+    PyErr_Clear();
+    PyErr_NoMemory();
+    return false;
+  }
+  queue_object(rest.get(), 0);
+  end_write();
+  return true;
 }
 
 PyObject* StreamTransport::writelines(PyObject* list) {
@@ -742,6 +790,7 @@ PyObject* StreamTransport::call_connection_lost(PyObject* exception) {
   loop_->drop_transport(fd_, self_);
   Ref old_on_data = std::move(on_data_);
   Ref old_get_buffer = std::move(get_buffer_);
+  tls_ = nullptr;
   Ref old_protocol = std::move(protocol_);
   feed_.detach();
   Ref server = std::move(server_);

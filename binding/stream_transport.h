@@ -15,6 +15,8 @@
 
 namespace cpploop {
 
+class TlsProtocol;
+
 // What a transport is made from; all borrowed, null where absent or None.
 struct TransportSpec {
   PyObject* sock = nullptr;  // The Python socket whose descriptor is taken over.
@@ -69,6 +71,8 @@ class StreamTransport final : public StreamEvents {
   // The Python methods; each new reference or null with the Python error set.
   [[nodiscard]] PyObject* write(PyObject* data);
   [[nodiscard]] PyObject* writelines(PyObject* list);
+  // write() of bytes that are gone when it returns. False with the Python error set.
+  [[nodiscard]] bool write_memory(const char* bytes, std::size_t size);
   [[nodiscard]] PyObject* write_eof();
   [[nodiscard]] PyObject* close();
   [[nodiscard]] PyObject* force_close(PyObject* exception);
@@ -117,6 +121,7 @@ class StreamTransport final : public StreamEvents {
   // What a read that is copied out may bring: less than the loop's whole buffer, because from here
   // on a second copy costs more than a larger object.
   static constexpr std::size_t kCopiedReadMax = 64 * 1024;
+  static constexpr std::size_t kTlsReadMax = 64 * 1024;
   static constexpr std::uint32_t kWarnAfterLostWrites = 5;
 
   [[nodiscard]] bool refuse_write(const char* function, const char* doing);
@@ -128,6 +133,7 @@ class StreamTransport final : public StreamEvents {
   [[nodiscard]] py::Ref received_argument(std::size_t count);
   // True when the bytes in the scratch buffer went the short way to a stream reader.
   [[nodiscard]] bool feed_reader(std::size_t count);
+  void feed_tls(std::size_t count);
   void end_write();
   void call_flow_control(PyObject* name, const char* failure);
   [[nodiscard]] bool schedule_connection_lost(PyObject* exception);
@@ -153,6 +159,7 @@ class StreamTransport final : public StreamEvents {
   py::Ref on_data_;  // protocol.data_received, or buffer_updated of a BufferedProtocol.
   py::Ref get_buffer_;
   StreamFeed feed_;        // In use while the protocol is asyncio's own for streams.
+  TlsProtocol* tls_ = nullptr;  // The protocol, if it is our TLS.
   py::Ref pending_bytes_;  // What a direct read fills.
   py::BufferView pending_view_;
   LazyAddress local_address_;

@@ -13,7 +13,7 @@ from __future__ import annotations
 import platform
 import sys
 
-from . import _native
+from . import _native, _tls
 from ._loop import Loop
 from ._policy import EventLoopPolicy, install
 from ._run import new_event_loop, run
@@ -37,11 +37,12 @@ __all__ = (
 def build_info() -> dict[str, object]:
     """What this build is and what it has settled on in this process, for bug reports.
 
-    Keys: version, compiler, python (built for), free_threaded, backend, timed_wait, running_python,
-    platform.
+    Keys: version, compiler, python (built for), free_threaded, backend, timed_wait, tls, running_python,
+    platform. tls is a pair: the tier (direct, bio, asyncio) and what stands against a faster one.
     """
     return {
         **_native.build_info(),
+        "tls": _tls.chosen_tier(),
         "running_python": sys.version,
         "platform": platform.platform(),
     }

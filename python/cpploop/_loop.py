@@ -15,12 +15,12 @@ import ssl
 import sys
 import threading
 import weakref
-from asyncio import base_events, constants, events, selector_events, sslproto
+from asyncio import base_events, constants, events, selector_events
 from asyncio.log import logger
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import _native
+from . import _native, _tls
 from ._datagrams import takes_natively
 from ._private import ReadyView, ScheduledView, SelectorView
 from ._processes import SpawningLoop
@@ -44,8 +44,10 @@ class Loop(_native.Loop, ResolvingLoop, SpawningLoop):
 
     def __init__(self) -> None:
         # The engine is the selector; asyncio's constructor would make one of its own for None.
+        _tls.chosen_tier()  # An error in the environment is met here and not in a connection.
         super().__init__(SelectorView(self))
         self._listeners: dict[int, _native.Listener] = {}
+        self._handshakes = _tls.HandshakeQueue(self)
 
     def __repr__(self) -> str:
         name = "cpploop.Loop" if type(self) is Loop else type(self).__name__
@@ -265,8 +267,7 @@ class Loop(_native.Loop, ResolvingLoop, SpawningLoop):
     ) -> asyncio.Transport:
         self._ensure_fd_no_transport(rawsock)
         # typeshed allows neither None nor float where asyncio passes them.
-        make_protocol: Any = sslproto.SSLProtocol
-        ssl_protocol = make_protocol(
+        ssl_protocol: Any = _tls.make_protocol(
             self,
             protocol,
             sslcontext,
@@ -301,6 +302,29 @@ class Loop(_native.Loop, ResolvingLoop, SpawningLoop):
             sock, protocol, address, waiter, extra
         )
         return transport
+
+    async def start_tls(
+        self,
+        transport: asyncio.WriteTransport,
+        protocol: asyncio.BaseProtocol,
+        sslcontext: ssl.SSLContext,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+    ) -> asyncio.Transport:
+        """Upgrade a connection to TLS; the new transport (asyncio's loop.start_tls)."""
+        return await _tls.start_tls(
+            self,
+            transport,
+            protocol,
+            sslcontext,
+            server_side=server_side,
+            server_hostname=server_hostname,
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
+        )
 
     # ---- sendfile ----
 

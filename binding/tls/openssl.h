@@ -1,0 +1,46 @@
+#pragma once
+
+#include <cstddef>
+
+#include "binding/py/python.h"
+
+namespace cpploop::tls {
+
+// The functions of the very OpenSSL that Python's _ssl module was linked with, found through that
+// module's own handle. Never another copy: contexts and connections are Python's, and two copies of
+// OpenSSL agree on nothing. The only process-wide state of the binding, and it holds no Python
+// object.
+struct OpenSsl {
+  int (*read)(void* ssl, void* into, int size);
+  int (*write)(void* ssl, const void* data, int size);
+  int (*get_error)(const void* ssl, int result);
+  int (*get_shutdown)(const void* ssl);
+  void* (*get_ex_data)(const void* ssl, int index);
+  void* (*get_rbio)(const void* ssl);
+  void* (*get_wbio)(const void* ssl);
+  int (*bio_read)(void* bio, void* into, int size);
+  int (*bio_write)(void* bio, const void* data, int size);
+  std::size_t (*bio_pending)(void* bio);
+  void (*clear_errors)();
+};
+
+// What SSL_get_error() and SSL_get_shutdown() answer; part of OpenSSL's stable interface.
+inline constexpr int kErrorWantRead = 2;
+inline constexpr int kErrorZeroReturn = 6;
+inline constexpr int kReceivedShutdown = 2;
+
+// Looks for the functions in the extension module at `path`; the first success holds for the
+// process. Null, or the name of what is missing.
+[[nodiscard]] const char* find_openssl(const char* path);
+// Only after find_openssl() found everything.
+[[nodiscard]] const OpenSsl& openssl() noexcept;
+
+// The size of _ssl._SSLSocket in every Python whose layout was looked at. The SSL* lies behind the
+// object's head and one pointer in all of them; a size that is not listed means a layout that nobody
+// looked at.
+[[nodiscard]] bool knows_socket_size(Py_ssize_t size) noexcept;
+// The SSL* inside an _ssl._SSLSocket of a known size; OpenSSL itself is asked whether it belongs to
+// this very object. Null when it does not.
+[[nodiscard]] void* connection_of(PyObject* ssl_socket) noexcept;
+
+}  // namespace cpploop::tls

@@ -1,0 +1,64 @@
+#pragma once
+
+#include <cstddef>
+#include <memory>
+
+namespace cpploop {
+
+// A loop's memory for plaintext and ciphertext on their way through: one of each for all of its
+// connections. Pages that were never written cost nothing. Belongs to the loop's thread.
+class TlsScratch {
+ public:
+  // As much ciphertext as one read brings, and what may be waiting inside OpenSSL.
+  static constexpr std::size_t kPlaintextSize = 288 * 1024;
+  static constexpr std::size_t kCiphertextSize = 256 * 1024;
+
+  // Memory of at least `size` bytes for as long as the lease lives: the shared piece, or one of its
+  // own where a callback came in between and the shared one is in use further up.
+  class Lease {
+   public:
+    ~Lease() {
+      if (busy_ != nullptr) {
+        *busy_ = false;
+      }
+    }
+    Lease(const Lease&) = delete;
+    Lease& operator=(const Lease&) = delete;
+
+    [[nodiscard]] char* data() const noexcept { return data_; }
+    [[nodiscard]] std::size_t size() const noexcept { return size_; }
+
+   private:
+    friend class TlsScratch;
+    // Throws std::bad_alloc.
+    Lease(std::unique_ptr<char[]>& shared, bool& busy, std::size_t size) : size_(size) {
+      if (busy) {
+        own_ = std::make_unique_for_overwrite<char[]>(size);
+        data_ = own_.get();
+        return;
+      }
+      if (shared == nullptr) {
+        shared = std::make_unique_for_overwrite<char[]>(size);
+      }
+      data_ = shared.get();
+      busy_ = &busy;
+      busy = true;
+    }
+
+    std::unique_ptr<char[]> own_;
+    char* data_ = nullptr;
+    std::size_t size_;
+    bool* busy_ = nullptr;
+  };
+
+  [[nodiscard]] Lease plaintext() { return {plaintext_, plaintext_busy_, kPlaintextSize}; }
+  [[nodiscard]] Lease ciphertext() { return {ciphertext_, ciphertext_busy_, kCiphertextSize}; }
+
+ private:
+  std::unique_ptr<char[]> plaintext_;
+  std::unique_ptr<char[]> ciphertext_;
+  bool plaintext_busy_ = false;
+  bool ciphertext_busy_ = false;
+};
+
+}  // namespace cpploop

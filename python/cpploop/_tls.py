@@ -1,0 +1,285 @@
+"""TLS: asyncio's own protocol with a native data path, and the choice of how native it is.
+
+Handshake, closing, time-outs, end of stream and errors are the running Python's
+``asyncio.sslproto``, inherited. What happens per record is native (``_native.TlsProtocolBase``,
+``_native.TlsTransportBase``): reading, decrypting, delivering; encrypting, gathering, sending.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+import sys
+from asyncio import sslproto
+from collections import deque
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from . import _native
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from ._loop import Loop
+
+_CHOICES = ("asyncio", "bio", "direct", "auto")
+
+
+class TlsTier(NamedTuple):
+    """Who moves the bytes of a TLS connection, and why not somebody faster.
+
+    tier: "direct" (OpenSSL's functions, called on Python's own connection), "bio" (the methods of
+    ssl.SSLObject and ssl.MemoryBIO) or "asyncio" (asyncio.sslproto, all of it).
+    reason: empty for "direct".
+    """
+
+    tier: str
+    reason: str
+
+
+# ---- gates ----
+
+
+def _closed_gate() -> str | None:
+    """What forbids to call OpenSSL directly in this process, or None.
+
+    CPPLOOP_TLS_GATE names one that is to be taken for closed; that is for tests.
+    """
+    forced = os.environ.get("CPPLOOP_TLS_GATE")
+    if forced:
+        return f"{forced}: closed by CPPLOOP_TLS_GATE"
+    if not ssl.OPENSSL_VERSION.startswith("OpenSSL "):
+        return f"library: {ssl.OPENSSL_VERSION} is not OpenSSL"
+    if not _in_main_interpreter():
+        return "interpreter: OpenSSL's callbacks expect the main one"
+    path = getattr(sys.modules.get("_ssl"), "__file__", None)
+    if not path:
+        return "symbols: OpenSSL is part of the interpreter's executable"
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    trial = context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO())
+    return _native._tls_closed_gate(path, trial)
+
+
+def _in_main_interpreter() -> bool:
+    try:
+        import _interpreters as interpreters
+    except ImportError:
+        try:
+            import _xxsubinterpreters as interpreters  # type: ignore[import-not-found,no-redef]
+        except ImportError:
+            return True
+    return bool(interpreters.get_current() == interpreters.get_main())
+
+
+_gate_known = False
+_gate: str | None = None
+
+
+def chosen_tier() -> TlsTier:
+    """What CPPLOOP_TLS asks for, as far as this process allows it.
+
+    ValueError for a value that means nothing.
+    """
+    global _gate_known, _gate
+    choice = os.environ.get("CPPLOOP_TLS", "") or "auto"
+    if choice not in _CHOICES:
+        raise ValueError(f"CPPLOOP_TLS must be one of {', '.join(_CHOICES)}, not {choice!r}")
+    if choice in ("asyncio", "bio"):
+        return TlsTier(choice, f"CPPLOOP_TLS={choice}")
+    if not _gate_known:
+        _gate = _closed_gate()
+        _gate_known = True
+    return TlsTier("direct", "") if _gate is None else TlsTier("bio", _gate)
+
+
+def _tier_for(context: ssl.SSLContext) -> TlsTier:
+    tier = chosen_tier()
+    if tier.tier == "direct":
+        if type(context) is not ssl.SSLContext:
+            return TlsTier("bio", "context: a subclass of ssl.SSLContext")
+        if context.sslobject_class is not ssl.SSLObject:
+            return TlsTier("bio", "context: makes a subclass of ssl.SSLObject")
+        if context._msg_callback is not None:  # type: ignore[attr-defined]
+            return TlsTier("bio", "context: has a message callback")
+    return tier
+
+
+# ---- the protocol and its transport ----
+
+
+class _SSLProtocolTransport(_native.TlsTransportBase, sslproto._SSLProtocolTransport):  # type: ignore[misc,name-defined]
+    """The transport of a TLS connection (asyncio's own, with native writing)."""
+
+
+class SSLProtocol(_native.TlsProtocolBase, sslproto.SSLProtocol):  # type: ignore[misc]
+    """asyncio's SSLProtocol with a native data path."""
+
+    # asyncio allocates as much for every connection; the loop has one buffer for all of them.
+    max_size = 0
+
+    _deferred = False
+
+    def __init__(self, loop: Loop, *args: Any, **kwargs: Any) -> None:
+        super().__init__(loop, *args, **kwargs)
+        tier = _tier_for(self._sslcontext)
+        if not self._open_session(tier.tier == "direct") and tier.tier == "direct":
+            tier = TlsTier("bio", "layout: OpenSSL does not know this connection")
+        self._extra["cpploop.tls"] = tier
+
+    def _get_app_transport(self) -> _SSLProtocolTransport:
+        if self._app_transport is None:
+            if self._app_transport_created:
+                raise RuntimeError("Creating _SSLProtocolTransport twice")
+            self._app_transport = _SSLProtocolTransport(self._loop, self)
+            self._app_transport_created = True
+        return self._app_transport  # type: ignore[no-any-return]
+
+    # A handshake's cryptography takes longer than anything else a loop does: so many a turn, and
+    # those who are served already do not wait for all who come.
+
+    def _do_handshake(self) -> None:
+        if self._deferred:
+            return  # Its turn comes; what has arrived is kept.
+        if self._loop._handshakes.admit(self):
+            super()._do_handshake()
+        else:
+            self._deferred = True
+
+    def _do_deferred_handshake(self) -> None:
+        if self._deferred:
+            self._deferred = False
+            if self._state is sslproto.SSLProtocolState.DO_HANDSHAKE:
+                super()._do_handshake()
+
+    def eof_received(self) -> bool | None:
+        # The peer may have said all it had to say before.
+        self._do_deferred_handshake()
+        return super().eof_received()  # type: ignore[no-any-return]
+
+    def _do_flush(self) -> None:
+        # close_notify is behind everything that was written.
+        self._encrypt_backlog()
+        super()._do_flush()
+
+
+_native._tls_register(SSLProtocol)
+
+
+class HandshakeQueue:
+    """How many steps of handshakes a turn of the loop makes; the others wait for the next.
+
+    Belongs to the loop's thread.
+    """
+
+    PER_TURN = 12
+
+    def __init__(self, loop: Loop) -> None:
+        self._call_soon: Callable[..., Any] = loop.call_soon
+        self._waiting: deque[SSLProtocol] = deque()
+        self._left = self.PER_TURN
+        self._armed = False
+
+    def admit(self, protocol: SSLProtocol) -> bool:
+        """Whether the step may be made now; otherwise it is made in a later turn."""
+        if protocol._server_side and not protocol._get_read_buffer_size():
+            return True  # Nothing to work on: it only asks for more.
+        if not self._armed:
+            self._armed = True
+            self._call_soon(self._next_turn)
+        if self._left > 0:
+            self._left -= 1
+            return True
+        self._waiting.append(protocol)
+        return False
+
+    def _next_turn(self) -> None:
+        self._armed = False
+        self._left = self.PER_TURN
+        if self._waiting:
+            self._armed = True
+            self._call_soon(self._next_turn)
+        while self._waiting and self._left > 0:
+            self._left -= 1
+            self._waiting.popleft()._do_deferred_handshake()
+
+
+# ---- making them ----
+
+
+def make_protocol(loop: Loop, *args: Any, **kwargs: Any) -> sslproto.SSLProtocol:
+    """An SSLProtocol of the tier in use."""
+    if chosen_tier().tier == "asyncio":
+        return sslproto.SSLProtocol(loop, *args, **kwargs)
+    return SSLProtocol(loop, *args, **kwargs)
+
+
+async def start_tls(
+    loop: Loop,
+    transport: Any,
+    protocol: asyncio.BaseProtocol,
+    sslcontext: ssl.SSLContext,
+    *,
+    server_side: bool = False,
+    server_hostname: str | None = None,
+    ssl_handshake_timeout: float | None = None,
+    ssl_shutdown_timeout: float | None = None,
+) -> asyncio.Transport:
+    """loop.start_tls(), with bytes and flow control carried over from the old transport."""
+    if not isinstance(sslcontext, ssl.SSLContext):
+        raise TypeError(
+            f"sslcontext is expected to be an instance of ssl.SSLContext, got {sslcontext!r}"
+        )
+    if not getattr(transport, "_start_tls_compatible", False):
+        raise TypeError(f"transport {transport!r} is not supported by start_tls()")
+
+    waiter = loop.create_future()
+    ssl_protocol: Any = make_protocol(
+        loop,
+        protocol,
+        sslcontext,
+        waiter,
+        server_side,
+        server_hostname,
+        ssl_handshake_timeout=ssl_handshake_timeout,
+        ssl_shutdown_timeout=ssl_shutdown_timeout,
+        call_connection_made=False,
+    )
+
+    # Nothing may be received before connection_made().
+    transport.pause_reading()
+    if server_side:
+        _move_buffered_bytes(protocol, ssl_protocol)
+    _carry_flow_control(transport, protocol, ssl_protocol)
+    transport.set_protocol(ssl_protocol)
+    made = loop.call_soon(ssl_protocol.connection_made, transport)
+    resume = loop.call_soon(transport.resume_reading)
+    try:
+        await waiter
+    except BaseException:
+        transport.close()
+        made.cancel()
+        resume.cancel()
+        # Its exception leads back to this frame.
+        del waiter
+        raise
+    return ssl_protocol._app_transport  # type: ignore[no-any-return]
+
+
+def _move_buffered_bytes(protocol: Any, ssl_protocol: Any) -> None:
+    """A ClientHello that came together with what preceded it is in the stream reader by now."""
+    from asyncio import StreamReaderProtocol
+
+    if isinstance(protocol, StreamReaderProtocol):
+        reader: Any = protocol._stream_reader  # type: ignore[attr-defined]
+        if reader is not None and reader._buffer:
+            ssl_protocol._incoming.write(reader._buffer)
+            reader._buffer.clear()
+
+
+def _carry_flow_control(transport: Any, protocol: Any, ssl_protocol: Any) -> None:
+    """The old transport may have paused its protocol; it will tell the new one to resume."""
+    if getattr(transport, "_protocol_paused", False):
+        ssl_protocol._ssl_writing_paused = True
+        if transport.get_protocol() is protocol:
+            ssl_protocol._app_writing_paused = True
