@@ -121,7 +121,7 @@ class StreamTransport final : public StreamEvents {
   // What a read that is copied out may bring: less than the loop's whole buffer, because from here
   // on a second copy costs more than a larger object.
   static constexpr std::size_t kCopiedReadMax = 64 * 1024;
-  static constexpr std::size_t kTlsReadMax = 64 * 1024;
+  static constexpr std::size_t kTlsReadMax = 128 * 1024;
   static constexpr std::uint32_t kWarnAfterLostWrites = 5;
 
   [[nodiscard]] bool refuse_write(const char* function, const char* doing);
@@ -158,9 +158,9 @@ class StreamTransport final : public StreamEvents {
   py::Ref empty_waiter_;
   py::Ref on_data_;  // protocol.data_received, or buffer_updated of a BufferedProtocol.
   py::Ref get_buffer_;
-  StreamFeed feed_;        // In use while the protocol is asyncio's own for streams.
+  StreamFeed feed_;             // In use while the protocol is asyncio's own for streams.
   TlsProtocol* tls_ = nullptr;  // The protocol, if it is our TLS.
-  py::Ref pending_bytes_;  // What a direct read fills.
+  py::Ref pending_bytes_;       // What a direct read fills.
   py::BufferView pending_view_;
   LazyAddress local_address_;
   LazyAddress peer_address_;

@@ -44,18 +44,18 @@ bool BioSession::open(const TlsObjects& objects) {
 
 // A view of memory of ours, for a method of a plain object, which is done with it when it returns.
 Ref BioSession::lend(const char* data, std::size_t size) const {
-  return Ref::steal(PyMemoryView_FromMemory(const_cast<char*>(data), static_cast<Py_ssize_t>(size),
-                                            PyBUF_WRITE));
+  return Ref::steal(
+      PyMemoryView_FromMemory(const_cast<char*>(data), static_cast<Py_ssize_t>(size), PyBUF_WRITE));
 }
 
 bool BioSession::feed(const char* data, std::size_t size) {
   if (!bind(bio_write_, incoming_.get(), state_.str_write)) {
     return false;
   }
-  Ref argument = plain_ ? lend(data, size)
-                        : Ref::steal(PyBytes_FromStringAndSize(data, static_cast<Py_ssize_t>(size)));
-  Ref result =
-      argument ? Ref::steal(PyObject_CallOneArg(bio_write_.get(), argument.get())) : Ref();
+  Ref argument = plain_
+                     ? lend(data, size)
+                     : Ref::steal(PyBytes_FromStringAndSize(data, static_cast<Py_ssize_t>(size)));
+  Ref result = argument ? Ref::steal(PyObject_CallOneArg(bio_write_.get(), argument.get())) : Ref();
   return static_cast<bool>(result);
 }
 
@@ -77,8 +77,7 @@ TlsSession::Result BioSession::read(char* into, std::size_t size) {
     return {Outcome::failed, 0};
   }
   PyObject* arguments[] = {wanted.get(), target.get()};
-  Ref result =
-      Ref::steal(PyObject_Vectorcall(read_.get(), arguments, plain_ ? 2 : 1, nullptr));
+  Ref result = Ref::steal(PyObject_Vectorcall(read_.get(), arguments, plain_ ? 2 : 1, nullptr));
   if (!result) {
     return judge_error();
   }
@@ -110,8 +109,9 @@ TlsSession::Result BioSession::copy_plaintext(PyObject* bytes, char* into, std::
 
 TlsSession::Result BioSession::write(const char* data, std::size_t size) {
   PyObject* owner = plain_ ? ssl_socket_.get() : ssl_object_.get();
-  Ref argument = plain_ ? lend(data, size)
-                        : Ref::steal(PyBytes_FromStringAndSize(data, static_cast<Py_ssize_t>(size)));
+  Ref argument = plain_
+                     ? lend(data, size)
+                     : Ref::steal(PyBytes_FromStringAndSize(data, static_cast<Py_ssize_t>(size)));
   if (!argument || !bind(write_, owner, state_.str_write)) {
     return {Outcome::failed, 0};
   }

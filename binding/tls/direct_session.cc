@@ -77,8 +77,8 @@ TlsSession::Result DirectSession::read(char* into, std::size_t size) {
   count = openssl().read(ssl_, into, as_int(size));
   if (count <= 0) {
     error = openssl().get_error(ssl_, count);
-    closed = error == tls::kErrorZeroReturn &&
-             openssl().get_shutdown(ssl_) == tls::kReceivedShutdown;
+    closed =
+        error == tls::kErrorZeroReturn && openssl().get_shutdown(ssl_) == tls::kReceivedShutdown;
   }
   Py_END_CRITICAL_SECTION();
   if (PyErr_Occurred() != nullptr) [[unlikely]] {

@@ -37,7 +37,8 @@ template <typename Function>
       missing("BIO_read", functions.bio_read),
       missing("BIO_write", functions.bio_write),
       missing("BIO_ctrl_pending", functions.bio_pending),
-      missing("ERR_clear_error", functions.clear_errors),
+      missing("ERR_peek_error", functions.peek_error),
+      missing("ERR_clear_error", functions.clear_error),
   };
   const auto* found =
       std::find_if(std::begin(names), std::end(names), [](const char* name) { return name; });

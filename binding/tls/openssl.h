@@ -21,7 +21,16 @@ struct OpenSsl {
   int (*bio_read)(void* bio, void* into, int size);
   int (*bio_write)(void* bio, const void* data, int size);
   std::size_t (*bio_pending)(void* bio);
-  void (*clear_errors)();
+  unsigned long (*peek_error)();
+  void (*clear_error)();
+
+  // What an earlier call of anybody's left in the thread's queue must not be taken for the next
+  // call's error. Looking is cheaper than clearing.
+  void clear_errors() const {
+    if (peek_error() != 0) {
+      clear_error();
+    }
+  }
 };
 
 // What SSL_get_error() and SSL_get_shutdown() answer; part of OpenSSL's stable interface.
@@ -36,8 +45,8 @@ inline constexpr int kReceivedShutdown = 2;
 [[nodiscard]] const OpenSsl& openssl() noexcept;
 
 // The size of _ssl._SSLSocket in every Python whose layout was looked at. The SSL* lies behind the
-// object's head and one pointer in all of them; a size that is not listed means a layout that nobody
-// looked at.
+// object's head and one pointer in all of them; a size that is not listed means a layout that
+// nobody looked at.
 [[nodiscard]] bool knows_socket_size(Py_ssize_t size) noexcept;
 // The SSL* inside an _ssl._SSLSocket of a known size; OpenSSL itself is asked whether it belongs to
 // this very object. Null when it does not.

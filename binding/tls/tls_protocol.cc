@@ -42,8 +42,8 @@ bool TlsProtocol::set_slot(Slot slot, PyObject* value) {
     case kState: {
       const auto states = std::span(state_.tls_states);
       const auto found = std::find(states.begin(), states.end(), value);
-      current_ = found == states.end() ? State::unknown
-                                       : static_cast<State>(1 + (found - states.begin()));
+      current_ =
+          found == states.end() ? State::unknown : static_cast<State>(1 + (found - states.begin()));
       break;
     }
     case kTransport:
@@ -82,8 +82,7 @@ Loop* TlsProtocol::usable_loop() {
     PyErr_SetString(PyExc_RuntimeError, "the TLS protocol was never initialised");
     return nullptr;
   }
-  if ((loop_->forked() && !loop_->check_open()) ||
-      (py::kFreeThreaded && !loop_->check_thread())) {
+  if ((loop_->forked() && !loop_->check_open()) || (py::kFreeThreaded && !loop_->check_thread())) {
     return nullptr;
   }
   return loop_;
@@ -91,8 +90,7 @@ Loop* TlsProtocol::usable_loop() {
 
 int TlsProtocol::open_session(bool direct) {
   const TlsObjects objects{slot(kSslObject), slot(kIncoming), slot(kOutgoing)};
-  if (objects.ssl_object == nullptr || objects.incoming == nullptr ||
-      objects.outgoing == nullptr) {
+  if (objects.ssl_object == nullptr || objects.incoming == nullptr || objects.outgoing == nullptr) {
     PyErr_SetString(PyExc_AttributeError, "a TLS connection needs _sslobj, _incoming, _outgoing");
     return -1;
   }
@@ -269,7 +267,8 @@ bool TlsProtocol::do_read() {
 bool TlsProtocol::read_records(TlsSession& session, Reading& reading) {
   while (reading.size < reading.capacity) {
     if (!plaintext_left_) {
-      const Py_ssize_t waiting = session.incoming();
+      const Py_ssize_t waiting =
+          reading.waiting >= 0 ? std::exchange(reading.waiting, -1) : session.incoming();
       if (waiting < 0) {
         return false;
       }
@@ -329,6 +328,7 @@ bool TlsProtocol::read_everything() {
       PyErr_Clear();  // It may be that nothing comes; deliver() asks again.
     }
     Reading reading;
+    reading.waiting = waiting;
     const bool ok = feed_.attached() || expected < kInPlaceFrom
                         ? read_into_scratch(*session, reading)
                         : read_into_bytes(*session, expected, reading);
@@ -470,8 +470,7 @@ bool TlsProtocol::read_into_protocol(TlsSession& session) {
   }
   if (reading.size > 0) {
     Ref count = Ref::steal(PyLong_FromSize_t(reading.size));
-    Ref result =
-        count ? Ref::steal(PyObject_CallOneArg(buffer_updated.get(), count.get())) : Ref();
+    Ref result = count ? Ref::steal(PyObject_CallOneArg(buffer_updated.get(), count.get())) : Ref();
     if (!result) {
       return false;
     }
@@ -480,7 +479,8 @@ bool TlsProtocol::read_into_protocol(TlsSession& session) {
 }
 
 bool TlsProtocol::peer_closed() {
-  return call(state_.str__call_eof_received) && call(state_.str__start_shutdown);
+  // Closing looks at what has come behind the end.
+  return feed_all() && call(state_.str__call_eof_received) && call(state_.str__start_shutdown);
 }
 
 Py_ssize_t TlsProtocol::read_buffer_size() {
@@ -491,13 +491,17 @@ Py_ssize_t TlsProtocol::read_buffer_size() {
 
 // Asks the Python half only when it would do something.
 bool TlsProtocol::control_ssl_reading() {
+  if (!flag(kSslReadingPaused) && !flag(kAppReadingPaused) && !flag(kAppIsBuffered) &&
+      limit(kIncomingHigh) > 0) {
+    return true;  // Everything was read.
+  }
   const Py_ssize_t size = read_buffer_size();
   if (size < 0) {
     return false;
   }
   const auto bytes = static_cast<double>(size);
-  const bool due = flag(kSslReadingPaused) ? bytes <= limit(kIncomingLow)
-                                           : bytes >= limit(kIncomingHigh);
+  const bool due =
+      flag(kSslReadingPaused) ? bytes <= limit(kIncomingLow) : bytes >= limit(kIncomingHigh);
   return !due || call(state_.str__control_ssl_reading);
 }
 
@@ -534,9 +538,9 @@ bool TlsProtocol::send(const char* data, std::size_t size) {
     return true;  // The connection is gone.
   }
   Ref bytes = Ref::steal(PyBytes_FromStringAndSize(data, static_cast<Py_ssize_t>(size)));
-  Ref result = bytes ? Ref::steal(PyObject_CallMethodOneArg(transport.get(), state_.str_write,
-                                                            bytes.get()))
-                     : Ref();
+  Ref result =
+      bytes ? Ref::steal(PyObject_CallMethodOneArg(transport.get(), state_.str_write, bytes.get()))
+            : Ref();
   return static_cast<bool>(result);
 }
 
@@ -553,6 +557,7 @@ bool TlsProtocol::encrypt(std::span<const char> plaintext, bool regardless, std:
   }
   const TlsScratch::Lease memory = loop_->tls_scratch().ciphertext();
   std::size_t used = 0;
+  bool more = false;  // Something may be left in the BIO.
   while (taken < plaintext.size() && (regardless || !flag(kSslWritingPaused))) {
     const std::size_t piece = std::min(plaintext.size() - taken, kRecordMax);
     const TlsSession::Result result = session->write(plaintext.data() + taken, piece);
@@ -572,13 +577,12 @@ bool TlsProtocol::encrypt(std::span<const char> plaintext, bool regardless, std:
       return false;
     }
     used += static_cast<std::size_t>(drained);
-    if (memory.size() - used < kSealedRecordMax) {
-      if (!send(memory.data(), std::exchange(used, 0))) {
-        return false;
-      }
+    more = used == memory.size();
+    if (memory.size() - used < kSealedRecordMax && !send(memory.data(), std::exchange(used, 0))) {
+      return false;
     }
   }
-  return used == 0 || send(memory.data(), used);
+  return (used == 0 || send(memory.data(), used)) && (!more || send_outgoing());
 }
 
 // Sends what OpenSSL made of its own accord: the handshake's flights, alerts, key updates.
@@ -640,9 +644,8 @@ Ref TlsProtocol::rest_of(const Plaintext& plaintext, std::size_t taken) {
   if (taken == 0 && PyBytes_CheckExact(plaintext.object.get())) {
     return plaintext.object.dup();
   }
-  return Ref::steal(
-      PyBytes_FromStringAndSize(plaintext.bytes.data() + taken,
-                                static_cast<Py_ssize_t>(plaintext.bytes.size() - taken)));
+  return Ref::steal(PyBytes_FromStringAndSize(
+      plaintext.bytes.data() + taken, static_cast<Py_ssize_t>(plaintext.bytes.size() - taken)));
 }
 
 bool TlsProtocol::push_backlog(PyObject* rest, PyObject* method) {
@@ -688,9 +691,9 @@ bool TlsProtocol::write(PyObject* data) {
 // both.
 bool TlsProtocol::write_slowly(Ref bytes) {
   Ref list = bytes ? Ref::steal(PyTuple_Pack(1, bytes.get())) : Ref();
-  Ref result = list ? Ref::steal(PyObject_CallMethodOneArg(self_, state_.str__write_appdata,
-                                                           list.get()))
-                    : Ref();
+  Ref result =
+      list ? Ref::steal(PyObject_CallMethodOneArg(self_, state_.str__write_appdata, list.get()))
+           : Ref();
   return static_cast<bool>(result);
 }
 
@@ -774,13 +777,17 @@ Py_ssize_t TlsProtocol::write_buffer_size() {
 }
 
 bool TlsProtocol::control_app_writing() {
+  if (!flag(kSslWritingPaused) && !flag(kAppWritingPaused) && backlog_bytes_ == 0 &&
+      limit(kOutgoingHigh) > 0) {
+    return true;  // Everything is with the transport.
+  }
   const Py_ssize_t size = write_buffer_size();
   if (size < 0) {
     return false;
   }
   const auto bytes = static_cast<double>(size);
-  const bool due = flag(kAppWritingPaused) ? bytes <= limit(kOutgoingLow)
-                                           : bytes >= limit(kOutgoingHigh);
+  const bool due =
+      flag(kAppWritingPaused) ? bytes <= limit(kOutgoingLow) : bytes >= limit(kOutgoingHigh);
   return !due || call(state_.str__control_app_writing);
 }
 

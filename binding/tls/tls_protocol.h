@@ -19,9 +19,9 @@ namespace cpploop {
 class StreamTransport;
 
 // The native half of cpploop's SSLProtocol: everything that happens per record. The other half is
-// the running Python's asyncio.sslproto.SSLProtocol, which the Python class inherits from: handshake,
-// closing, time-outs and errors are its own. The attributes that both halves use live here, and the
-// Python half reaches them as attributes of the object. Belongs to the loop's thread.
+// the running Python's asyncio.sslproto.SSLProtocol, which the Python class inherits from:
+// handshake, closing, time-outs and errors are its own. The attributes that both halves use live
+// here, and the Python half reaches them as attributes of the object. Belongs to the loop's thread.
 class TlsProtocol {
  public:
   // asyncio's SSLProtocolState.
@@ -119,6 +119,7 @@ class TlsProtocol {
     char* data = nullptr;
     std::size_t capacity = 0;
     std::size_t size = 0;
+    Py_ssize_t waiting = -1;  // What the BIO holds, if that was looked at already.
     bool closed = false;
     bool full = false;
   };
@@ -188,8 +189,7 @@ struct TlsProtocolObject {
 
 // `object` must be an instance of _native.TlsProtocolBase.
 [[nodiscard]] inline TlsProtocol& tls_protocol_of(PyObject* object) noexcept {
-  return *reinterpret_cast<TlsProtocol*>(
-      reinterpret_cast<TlsProtocolObject*>(object)->storage);
+  return *reinterpret_cast<TlsProtocol*>(reinterpret_cast<TlsProtocolObject*>(object)->storage);
 }
 
 // The native half of a protocol that is exactly cpploop's, or null.

@@ -1,5 +1,6 @@
-// The Python types _native.TlsProtocolBase and _native.TlsTransportBase: what is native of the edge's
-// SSLProtocol and of its transport. Everything else of both is the running Python's asyncio.sslproto.
+// The Python types _native.TlsProtocolBase and _native.TlsTransportBase: what is native of the
+// edge's SSLProtocol and of its transport. Everything else of both is the running Python's
+// asyncio.sslproto.
 
 #include <array>
 #include <iterator>
@@ -251,8 +252,7 @@ template <typename Body>
   return py::guard([&]() -> PyObject* {
     TlsTransportObject& transport = transport_object(self);
     // Held: code that runs in between may take it away.
-    const Ref protocol =
-        Ref::borrow(transport.protocol == nullptr ? Py_None : transport.protocol);
+    const Ref protocol = Ref::borrow(transport.protocol == nullptr ? Py_None : transport.protocol);
     if (transport.native != nullptr) {
       TlsProtocol& native = *transport.native;
       return native.usable_loop() != nullptr && body(native) ? py::none() : nullptr;
@@ -438,8 +438,8 @@ PyObject* register_protocol(PyObject* module, PyObject* type) {
     PyErr_SetString(PyExc_TypeError, "a child of TlsProtocolBase is needed");
     return nullptr;
   }
-  PyObject* old = reinterpret_cast<PyObject*>(std::exchange(
-      state.tls_protocol_type, reinterpret_cast<PyTypeObject*>(py::new_ref(type))));
+  PyObject* old = reinterpret_cast<PyObject*>(
+      std::exchange(state.tls_protocol_type, reinterpret_cast<PyTypeObject*>(py::new_ref(type))));
   Py_XDECREF(old);
   return py::none();
 }
