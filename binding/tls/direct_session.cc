@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <climits>
+#include <cstdint>
 
 #include "binding/tls/bio_session.h"
 #include "binding/tls/openssl.h"
@@ -45,15 +46,46 @@ class DirectSession final : public BioSession {
   [[nodiscard]] Py_ssize_t outgoing() override {
     return static_cast<Py_ssize_t>(openssl().bio_pending(outgoing_bio_));
   }
+  [[nodiscard]] bool swollen() const noexcept override {
+    return std::max(largest_fed_, largest_sealed_) > kKeptBuffer;
+  }
+  void settle() noexcept override;
 
  private:
+  // What an idle connection's BIO may keep: a request, a small response.
+  static constexpr std::size_t kKeptBuffer = 4 * 1024;
+
+  static void shrink(void* bio, std::size_t& largest) noexcept;
+
   // All three belong to the _ssl._SSLSocket, which the base holds.
   void* ssl_ = nullptr;
   void* incoming_bio_ = nullptr;
   void* outgoing_bio_ = nullptr;
+  // The most that either BIO held since its buffer was exchanged; with the handshake's flights.
+  std::size_t largest_fed_ = SIZE_MAX;
+  std::size_t largest_sealed_ = SIZE_MAX;
 };
 
+// A memory BIO's buffer only ever grows. An empty one's is exchanged for a new one, which takes no
+// memory until it is written to.
+void DirectSession::shrink(void* bio, std::size_t& largest) noexcept {
+  if (largest <= kKeptBuffer || openssl().bio_pending(bio) != 0) {
+    return;
+  }
+  void* fresh = openssl().new_buffer();
+  if (fresh != nullptr) {
+    (void)openssl().bio_ctrl(bio, tls::kSetBuffer, tls::kCloseBuffer, fresh);
+    largest = 0;
+  }
+}
+
+void DirectSession::settle() noexcept {
+  shrink(incoming_bio_, largest_fed_);
+  shrink(outgoing_bio_, largest_sealed_);
+}
+
 bool DirectSession::feed(const char* data, std::size_t size) {
+  largest_fed_ = std::max(largest_fed_, size);
   while (size > 0) {
     const int taken = openssl().bio_write(incoming_bio_, data, as_int(size));
     if (taken <= 0) {
@@ -99,6 +131,7 @@ TlsSession::Result DirectSession::read(char* into, std::size_t size) {
 }
 
 TlsSession::Result DirectSession::write(const char* data, std::size_t size) {
+  largest_sealed_ = std::max(largest_sealed_, size);
   int count = 0;
   int error = 0;
   Py_BEGIN_CRITICAL_SECTION(ssl_socket());

@@ -37,6 +37,8 @@ template <typename Function>
       missing("BIO_read", functions.bio_read),
       missing("BIO_write", functions.bio_write),
       missing("BIO_ctrl_pending", functions.bio_pending),
+      missing("BIO_ctrl", functions.bio_ctrl),
+      missing("BUF_MEM_new", functions.new_buffer),
       missing("ERR_peek_error", functions.peek_error),
       missing("ERR_clear_error", functions.clear_error),
   };

@@ -21,6 +21,8 @@ struct OpenSsl {
   int (*bio_read)(void* bio, void* into, int size);
   int (*bio_write)(void* bio, const void* data, int size);
   std::size_t (*bio_pending)(void* bio);
+  long (*bio_ctrl)(void* bio, int command, long number, void* object);
+  void* (*new_buffer)();  // BUF_MEM_new
   unsigned long (*peek_error)();
   void (*clear_error)();
 
@@ -37,6 +39,9 @@ struct OpenSsl {
 inline constexpr int kErrorWantRead = 2;
 inline constexpr int kErrorZeroReturn = 6;
 inline constexpr int kReceivedShutdown = 2;
+// BIO_ctrl()'s command that exchanges a memory BIO's buffer, and its word for "free it in the end".
+inline constexpr int kSetBuffer = 114;
+inline constexpr long kCloseBuffer = 1;
 
 // Looks for the functions in the extension module at `path`; the first success holds for the
 // process. Null, or the name of what is missing.

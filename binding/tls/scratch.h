@@ -1,12 +1,17 @@
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <memory>
+#include <utility>
+
+#include "binding/tls/tls_session.h"
 
 namespace cpploop {
 
 // A loop's memory for plaintext and ciphertext on their way through: one of each for all of its
-// connections. Pages that were never written cost nothing. Belongs to the loop's thread.
+// connections. Pages that were never written cost nothing. And the few connections that may keep
+// larger buffers of OpenSSL's, because they were busy last. Belongs to the loop's thread.
 class TlsScratch {
  public:
   // As much ciphertext as one read brings, and what may be waiting inside OpenSSL.
@@ -54,7 +59,27 @@ class TlsScratch {
   [[nodiscard]] Lease plaintext() { return {plaintext_, plaintext_busy_, kPlaintextSize}; }
   [[nodiscard]] Lease ciphertext() { return {ciphertext_, ciphertext_busy_, kCiphertextSize}; }
 
+  // A connection's session was used. When it has grown, it takes the place of the one that grew
+  // longest ago, which gives its memory back.
+  void note_use(const std::shared_ptr<TlsSession>& session) noexcept {
+    if (session == nullptr || session->listed || !session->swollen()) {
+      return;
+    }
+    session->listed = true;
+    const std::shared_ptr<TlsSession> oldest = swollen_[next_].lock();
+    swollen_[next_] = session;
+    next_ = (next_ + 1) % swollen_.size();
+    if (oldest != nullptr) {
+      oldest->listed = false;
+      oldest->settle();
+    }
+  }
+
  private:
+  static constexpr std::size_t kSwollenMax = 64;
+
+  std::array<std::weak_ptr<TlsSession>, kSwollenMax> swollen_;
+  std::size_t next_ = 0;
   std::unique_ptr<char[]> plaintext_;
   std::unique_ptr<char[]> ciphertext_;
   bool plaintext_busy_ = false;

@@ -256,7 +256,11 @@ bool TlsProtocol::do_read() {
   } else {
     ok = read_everything() && (backlog_bytes_ != 0 ? do_write() : process_outgoing());
   }
-  return (ok && control_ssl_reading()) || fatal_error();
+  if (!ok || !control_ssl_reading()) {
+    return fatal_error();
+  }
+  loop_->tls_scratch().note_use(session_);
+  return true;
 }
 
 // Reads until OpenSSL has nothing more, or the memory is full.
@@ -582,7 +586,11 @@ bool TlsProtocol::encrypt(std::span<const char> plaintext, bool regardless, std:
       return false;
     }
   }
-  return (used == 0 || send(memory.data(), used)) && (!more || send_outgoing());
+  if ((used != 0 && !send(memory.data(), used)) || (more && !send_outgoing())) {
+    return false;
+  }
+  loop_->tls_scratch().note_use(session);
+  return true;
 }
 
 // Sends what OpenSSL made of its own accord: the handshake's flights, alerts, key updates.

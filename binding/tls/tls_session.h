@@ -44,7 +44,13 @@ class TlsSession {
   [[nodiscard]] virtual Py_ssize_t incoming() = 0;
   [[nodiscard]] virtual Py_ssize_t outgoing() = 0;
 
+  // Whether it holds memory that an idle connection has no use for and can give back; settle() does.
+  [[nodiscard]] virtual bool swollen() const noexcept { return false; }
+  virtual void settle() noexcept {}
+
   [[nodiscard]] virtual int traverse(visitproc visit, void* arg) const = 0;
+
+  bool listed = false;  // The loop knows that it is swollen.
 };
 
 // What a session is made from: the three objects that asyncio's SSLProtocol keeps.

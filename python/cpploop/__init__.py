@@ -37,8 +37,9 @@ __all__ = (
 def build_info() -> dict[str, object]:
     """What this build is and what it has settled on in this process, for bug reports.
 
-    Keys: version, compiler, python (built for), free_threaded, backend, timed_wait, tls, running_python,
-    platform. tls is a pair: the tier (direct, bio, asyncio) and what stands against a faster one.
+    Keys: version, compiler, python (built for), free_threaded, backend, timed_wait, tls,
+    running_python, platform. tls is a pair: the tier (direct, bio or asyncio), and what stands
+    against a faster one.
     """
     return {
         **_native.build_info(),

@@ -27,7 +27,7 @@ from ._processes import SpawningLoop
 from ._resolve import ResolvingLoop
 
 if TYPE_CHECKING:
-    from typing import TypeVarTuple
+    from typing import Self, TypeVarTuple
 
     _Ts = TypeVarTuple("_Ts")
 
@@ -42,12 +42,16 @@ class Loop(_native.Loop, ResolvingLoop, SpawningLoop):
     does, this one does in the same way; one thread runs it at a time.
     """
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        # An error in the environment is met here, not in a connection, and leaves no half a loop.
+        _tls.chosen_tier()
+        return super().__new__(cls, *args, **kwargs)
+
     def __init__(self) -> None:
         # The engine is the selector; asyncio's constructor would make one of its own for None.
-        _tls.chosen_tier()  # An error in the environment is met here and not in a connection.
         super().__init__(SelectorView(self))
         self._listeners: dict[int, _native.Listener] = {}
-        self._handshakes = _tls.HandshakeQueue(self)
+        self._handshakes = _tls.HandshakeQueue()
 
     def __repr__(self) -> str:
         name = "cpploop.Loop" if type(self) is Loop else type(self).__name__
@@ -96,6 +100,7 @@ class Loop(_native.Loop, ResolvingLoop, SpawningLoop):
         children = self._let_go_of_children(forked=forked)
         self._close_self_pipe()
         self._close()
+        self._handshakes.clear()
         # Dropped when the loop is closed, which is what their finalisers look at.
         del children
         self._selector = None
@@ -219,14 +224,15 @@ class Loop(_native.Loop, ResolvingLoop, SpawningLoop):
                 arguments: dict[str, Any] = {}
                 if _SERVES_IN_CONTEXT:
                     arguments["context"] = conn_context
-                accept = self._accept_connection2(
+                accept = _tls.accept(
+                    self,
                     protocol_factory,
                     conn,
-                    extra,
-                    sslcontext,
                     server,
-                    ssl_handshake_timeout,
-                    ssl_shutdown_timeout,
+                    extra=extra,
+                    sslcontext=sslcontext,
+                    ssl_handshake_timeout=ssl_handshake_timeout,
+                    ssl_shutdown_timeout=ssl_shutdown_timeout,
                     **arguments,
                 )
                 self.create_task(accept, **arguments)
@@ -302,6 +308,15 @@ class Loop(_native.Loop, ResolvingLoop, SpawningLoop):
             sock, protocol, address, waiter, extra
         )
         return transport
+
+    async def _create_connection_transport(self, *args: Any, **kwargs: Any) -> Any:
+        create: Any = super()._create_connection_transport  # type: ignore[misc]
+        try:
+            return await create(*args, **kwargs)
+        except BaseException as exc:
+            # A failed handshake is not to keep the connection until the collector runs.
+            _tls.forget_locals(exc)
+            raise
 
     async def start_tls(
         self,

@@ -7,6 +7,7 @@ Handshake, closing, time-outs, end of stream and errors are the running Python's
 
 from __future__ import annotations
 
+import contextlib
 import os
 import ssl
 import sys
@@ -18,6 +19,7 @@ from . import _native
 
 if TYPE_CHECKING:
     import asyncio
+    import socket
     from collections.abc import Callable
 
     from ._loop import Loop
@@ -118,7 +120,9 @@ class SSLProtocol(_native.TlsProtocolBase, sslproto.SSLProtocol):  # type: ignor
     # asyncio allocates as much for every connection; the loop has one buffer for all of them.
     max_size = 0
 
+    # A step of the handshake waits for a later turn; and the peer's end behind it.
     _deferred = False
+    _deferred_eof = False
 
     def __init__(self, loop: Loop, *args: Any, **kwargs: Any) -> None:
         super().__init__(loop, *args, **kwargs)
@@ -147,14 +151,27 @@ class SSLProtocol(_native.TlsProtocolBase, sslproto.SSLProtocol):  # type: ignor
             self._deferred = True
 
     def _do_deferred_handshake(self) -> None:
-        if self._deferred:
-            self._deferred = False
-            if self._state is sslproto.SSLProtocolState.DO_HANDSHAKE:
-                super()._do_handshake()
+        self._deferred = False
+        if self._state is not sslproto.SSLProtocolState.DO_HANDSHAKE:
+            return
+        super()._do_handshake()
+        # The end may have come meanwhile, behind all that the peer had to say.
+        if self._deferred_eof and self._transport is not None and not super().eof_received():
+            self._transport.close()
+
+    if sys.version_info < (3, 13):
+
+        def _on_handshake_complete(self, handshake_exc: Any) -> None:
+            super()._on_handshake_complete(handshake_exc)
+            # These versions' method leaves the exception in a frame that it leads to itself, and
+            # so would this one.
+            forget_locals(handshake_exc)
+            del handshake_exc
 
     def eof_received(self) -> bool | None:
-        # The peer may have said all it had to say before.
-        self._do_deferred_handshake()
+        if self._deferred:
+            self._deferred_eof = True
+            return True  # The transport stays open until then.
         return super().eof_received()  # type: ignore[no-any-return]
 
     def _do_flush(self) -> None:
@@ -174,8 +191,7 @@ class HandshakeQueue:
 
     PER_TURN = 12
 
-    def __init__(self, loop: Loop) -> None:
-        self._call_soon: Callable[..., Any] = loop.call_soon
+    def __init__(self) -> None:
         self._waiting: deque[SSLProtocol] = deque()
         self._left = self.PER_TURN
         self._armed = False
@@ -184,21 +200,27 @@ class HandshakeQueue:
         """Whether the step may be made now; otherwise it is made in a later turn."""
         if protocol._server_side and not protocol._get_read_buffer_size():
             return True  # Nothing to work on: it only asks for more.
-        if not self._armed:
-            self._armed = True
-            self._call_soon(self._next_turn)
+        self._arm(protocol._loop)
         if self._left > 0:
             self._left -= 1
             return True
         self._waiting.append(protocol)
         return False
 
-    def _next_turn(self) -> None:
+    def clear(self) -> None:
+        """Forget who waits: the loop is closed."""
+        self._waiting.clear()
+
+    def _arm(self, loop: Loop) -> None:
+        if not self._armed:
+            self._armed = True
+            loop.call_soon(self._next_turn, loop)
+
+    def _next_turn(self, loop: Loop) -> None:
         self._armed = False
         self._left = self.PER_TURN
         if self._waiting:
-            self._armed = True
-            self._call_soon(self._next_turn)
+            self._arm(loop)
         while self._waiting and self._left > 0:
             self._left -= 1
             self._waiting.popleft()._do_deferred_handshake()
@@ -264,6 +286,66 @@ async def start_tls(
         del waiter
         raise
     return ssl_protocol._app_transport  # type: ignore[no-any-return]
+
+
+async def accept(
+    loop: Loop,
+    protocol_factory: Callable[[], asyncio.BaseProtocol],
+    sock: socket.socket,
+    server: Any,
+    **options: Any,
+) -> None:
+    """Make an accepted socket a TLS connection; whoever fails at it is gone without a trace.
+
+    asyncio's _accept_connection2(), which on some versions leaves the connection in a cycle with
+    its exception.
+    """
+    protocol = transport = None
+    try:
+        protocol = protocol_factory()
+        waiter = loop.create_future()
+        transport = loop._make_ssl_transport(
+            sock, protocol, waiter=waiter, server_side=True, server=server, **options
+        )
+        try:
+            await waiter
+        except BaseException:
+            transport.close()
+            raise
+        finally:
+            del waiter
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as exc:
+        if loop.get_debug():
+            report = {
+                "message": "Error on transport creation for incoming connection",
+                "exception": exc,
+                "protocol": protocol,
+                "transport": transport,
+            }
+            loop.call_exception_handler(
+                {key: value for key, value in report.items() if value is not None}
+            )
+
+
+# Functions of asyncio's that leave an exception, or a future that has it, in a variable: the frame
+# leads to the exception, and its traceback to the frame.
+_LEAVE_CYCLES = {
+    ("asyncio.sslproto", "_on_handshake_complete"),
+    ("asyncio.base_events", "_create_connection_transport"),
+}
+
+
+def forget_locals(exc: object) -> None:
+    """Empty those functions' finished frames in an exception's traceback."""
+    step = exc.__traceback__ if isinstance(exc, BaseException) else None
+    while step is not None:
+        frame = step.tb_frame
+        if (frame.f_globals.get("__name__"), frame.f_code.co_name) in _LEAVE_CYCLES:
+            with contextlib.suppress(RuntimeError):  # It still runs: then it is not over.
+                frame.clear()
+        step = step.tb_next
 
 
 def _move_buffered_bytes(protocol: Any, ssl_protocol: Any) -> None:

@@ -1,0 +1,404 @@
+"""TLS and the loop as a whole: which tier is in use and why, handshakes per turn, memory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import support
+from support import Certificates, Env, Recorder, eventually
+
+pytestmark = pytest.mark.skipif(
+    "cpploop" not in support.selected_loops(), reason="about cpploop's own arrangements"
+)
+
+SHOW = "import cpploop; print(*cpploop.build_info()['tls'], sep='|')"
+
+
+def shown(source: str = SHOW, **env: str) -> list[str]:
+    return support.run_script(source, env=env).stdout.strip().split("|")
+
+
+def direct_here() -> bool:
+    return shown(CPPLOOP_TLS="direct")[0] == "direct"
+
+
+@pytest.mark.parametrize("choice", ["asyncio", "bio"])
+def test_a_tier_by_environment(choice: str) -> None:
+    assert shown(CPPLOOP_TLS=choice) == [choice, f"CPPLOOP_TLS={choice}"]
+
+
+def test_auto_is_the_default_and_the_best_allowed() -> None:
+    assert shown(CPPLOOP_TLS="") == shown(CPPLOOP_TLS="auto") == shown(CPPLOOP_TLS="direct")
+
+
+def test_a_choice_that_means_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    import cpploop
+
+    monkeypatch.setenv("CPPLOOP_TLS", "fast")
+    with pytest.raises(ValueError) as info:
+        cpploop.new_event_loop()
+    expected = "CPPLOOP_TLS must be one of asyncio, bio, direct, auto, not 'fast'"
+    assert str(info.value) == expected
+
+
+GATES = {
+    "switch": ("", {"CPPLOOP_TLS_GATE": "switch"}),
+    "library": ("import ssl; ssl.OPENSSL_VERSION = 'LibreSSL 4.0'\n", {}),
+    "symbols": ("import _ssl; del _ssl.__file__\n", {}),
+    "symbols ": ("import _ssl, _socket; _ssl.__file__ = _socket.__file__\n", {}),
+    "symbols  ": ("import _ssl; _ssl.__file__ = '/nowhere/_ssl.so'\n", {}),
+    "layout": (
+        "import ssl\n"
+        "class Other:\n"
+        "    _sslobj = object()\n"
+        "ssl.SSLContext.wrap_bio = lambda *args: Other()\n",
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_every_closed_gate_means_the_other_tier(gate: str) -> None:
+    """Quietly, and with its name in build_info()."""
+    if not direct_here():
+        pytest.skip("the direct tier is closed on this Python")
+    before, env = GATES[gate]
+    tier, reason = shown(before + SHOW, CPPLOOP_TLS="direct", **env)
+    assert tier == "bio"
+    assert reason.startswith(f"{gate.strip()}: ")
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="needs _interpreters")
+def test_a_subinterpreter_takes_the_other_tier() -> None:
+    code = (
+        "import sys, _interpreters\n"
+        "own = _interpreters.create('legacy')\n"
+        f"failed = _interpreters.run_string(own, {f'import sys; sys.path[:] = PATH; {SHOW}'!r}"
+        ".replace('PATH', repr(sys.path)))\n"
+        "assert failed is None, failed.formatted\n"
+    )
+    tier, reason = shown(code, CPPLOOP_TLS="direct")
+    assert tier == "bio"
+    assert reason.startswith(("interpreter: ", "layout: "))
+
+
+@pytest.mark.parametrize("choice", ["asyncio", "bio", "direct"])
+def test_what_a_connection_says(
+    certs: Certificates, monkeypatch: pytest.MonkeyPatch, choice: str
+) -> None:
+    """T8: asyncio's attributes, a real ssl.SSLObject, and the tier."""
+    from asyncio import sslproto
+
+    monkeypatch.setenv("CPPLOOP_TLS", choice)
+
+    async def main(env: Env) -> None:
+        server_rec, rec = Recorder(), Recorder()
+        server = await env.loop.create_server(
+            lambda: server_rec, "127.0.0.1", 0, ssl=certs.server_context()
+        )
+        context = certs.client_context()
+        transport, _ = await env.loop.create_connection(
+            lambda: rec,
+            *server.sockets[0].getsockname(),
+            ssl=context,
+            server_hostname="localhost",
+        )
+        protocol = transport._ssl_protocol
+        assert isinstance(transport, asyncio.Transport)
+        assert isinstance(transport, sslproto._SSLProtocolTransport)
+        assert isinstance(protocol, sslproto.SSLProtocol)
+        assert isinstance(protocol, asyncio.BufferedProtocol)
+        assert protocol._app_transport is transport
+        assert transport._loop is env.loop
+        assert protocol._state is sslproto.SSLProtocolState.WRAPPED
+        ssl_object = transport.get_extra_info("ssl_object")
+        assert type(ssl_object) is ssl.SSLObject
+        assert ssl_object.version() == "TLSv1.3"
+        assert transport.get_extra_info("sslcontext") is context
+        assert transport.get_extra_info("peercert") == ssl_object.getpeercert()
+        assert transport.get_extra_info("cipher") == ssl_object.cipher()
+        assert transport.get_extra_info("compression", 1) is None
+        assert transport.get_extra_info("peername") == server.sockets[0].getsockname()
+        assert transport.get_extra_info("socket").fileno() > 0
+        assert transport.get_extra_info("nothing", 7) == 7
+        tier = transport.get_extra_info("cpploop.tls")
+        assert tier is None if choice == "asyncio" else tier.tier in ("bio", choice)
+        transport.abort()
+        await rec.until("connection_lost")
+        await server_rec.until("connection_lost")
+        server.close()
+
+    support.run(support.factory("cpploop"), main)
+
+
+def test_handshakes_per_turn(certs: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A storm of new clients is served a few a turn, all of them in the end."""
+    from asyncio import sslproto
+
+    from cpploop._tls import HandshakeQueue
+
+    monkeypatch.setenv("CPPLOOP_TLS", "auto")
+    steps: dict[int, int] = {}
+    turn = 0
+    original = sslproto.SSLProtocol._do_handshake
+
+    def counting(protocol: Any) -> None:
+        if protocol._server_side and protocol._get_read_buffer_size():
+            steps[turn] = steps.get(turn, 0) + 1
+        original(protocol)
+
+    monkeypatch.setattr(sslproto.SSLProtocol, "_do_handshake", counting)
+
+    async def main(env: Env) -> None:
+        count = 3 * HandshakeQueue.PER_TURN
+        recs = [Recorder() for _ in range(count)]
+        pairs = [support.tcp_pair() for _ in range(count)]
+        tls = []
+        for _, peer in pairs:
+            peer.setblocking(False)
+            incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+            client = certs.client_context().wrap_bio(
+                incoming, outgoing, server_hostname="localhost"
+            )
+            with contextlib.suppress(ssl.SSLWantReadError):
+                client.do_handshake()
+            tls.append((client, incoming, outgoing))
+            peer.send(outgoing.read())
+
+        def next_turn() -> None:
+            nonlocal turn
+            turn += 1
+            if running:
+                env.loop.call_soon(next_turn)
+
+        running = True
+        next_turn()
+        tasks = [
+            asyncio.ensure_future(
+                env.loop.connect_accepted_socket(
+                    lambda rec=rec: rec, sock, ssl=certs.server_context()
+                )
+            )
+            for rec, (sock, _) in zip(recs, pairs, strict=True)
+        ]
+        for (_, peer), (client, incoming, outgoing) in zip(pairs, tls, strict=True):
+            while True:
+                await eventually(lambda peer=peer: support.readable(peer))
+                incoming.write(support.recv_now(peer))
+                try:
+                    client.do_handshake()
+                    break
+                except ssl.SSLWantReadError:
+                    pass
+            client.write(b"all in one segment")
+            with contextlib.suppress(ssl.SSLWantReadError):
+                client.unwrap()
+            peer.send(outgoing.read())
+        # The last flight, a request, close_notify and the end together: nothing gets lost.
+        for _, peer in pairs:
+            peer.close()
+        await asyncio.gather(*tasks)
+        for rec in recs:
+            await rec.until("connection_lost")
+            assert rec.received == b"all in one segment"
+        running = False
+        assert sum(steps.values()) >= 2 * count
+        assert max(steps.values()) <= HandshakeQueue.PER_TURN
+
+    support.run(support.factory("cpploop"), main, timeout=40, check_warnings=False)
+
+
+LEAKS = """
+import asyncio, contextlib, gc, socket, ssl, sys
+certificate, authority, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
+server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+server_context.load_cert_chain(certificate)
+trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+trusting.load_verify_locations(authority)
+strict = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+class Echo(asyncio.Protocol):
+    def connection_made(self, transport):
+        self.transport = transport
+    def data_received(self, data):
+        self.transport.write(data)
+    def connection_lost(self, exc):
+        self.transport = None
+
+async def connect(address, context=trusting):
+    return await asyncio.open_connection(*address, ssl=context, server_hostname="localhost")
+
+async def full(address):
+    reader, writer = await connect(address)
+    writer.write(b"x" * 1000)
+    await reader.readexactly(1000)
+    writer.close()
+    with contextlib.suppress(ssl.SSLError, ConnectionError):
+        await writer.wait_closed()
+
+async def aborted(address):
+    _, writer = await connect(address)
+    writer.transport.abort()
+    await asyncio.sleep(0)
+
+async def refused(address):
+    with contextlib.suppress(ssl.SSLError):
+        await connect(address, strict)
+
+async def half(address):
+    with socket.create_connection(address) as sock:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        with contextlib.suppress(ssl.SSLWantReadError):
+            trusting.wrap_bio(incoming, outgoing, server_hostname="localhost").do_handshake()
+        sock.send(outgoing.read())
+        await asyncio.sleep(0.001)
+
+async def garbage(address):
+    with socket.create_connection(address) as sock:
+        sock.send(b"GET / HTTP/1.1\\r\\n\\r\\n")
+        await asyncio.sleep(0.0005)
+
+async def nothing(address):
+    socket.create_connection(address).close()
+    await asyncio.sleep(0.0005)
+
+def resident():
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
+
+async def main():
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(Echo, "127.0.0.1", 0, ssl=server_context)
+    address = server.sockets[0].getsockname()
+    kinds = full, aborted, refused, half, garbage, nothing
+    async def some(count):
+        for _ in range(count):
+            for kind in kinds:
+                await kind(address)
+        await asyncio.sleep(0.05)
+    await some(30)
+    gc.collect()
+    gc.disable()
+    before = resident()
+    await some(rounds)
+    grown = resident() - before
+    names = "SSLProtocol", "_SSLProtocolTransport", "StreamTransport", "SSLObject"
+    left = [type(o).__name__ for o in gc.get_objects() if type(o).__name__ in names]
+    server.close()
+    print(len(left), grown)
+
+asyncio.Runner(loop_factory=factory).run(main())
+"""
+
+
+@pytest.mark.skipif(support.SANITIZED, reason="AddressSanitizer keeps what is freed")
+@pytest.mark.parametrize("choice", ["direct", "bio"])
+def test_connections_that_came_and_went_leave_nothing(certs: Certificates, choice: str) -> None:
+    """T1: 3,000 of all kinds with the collector off; resident memory stays flat."""
+    result = support.run_script(
+        LEAKS,
+        str(certs.server),
+        str(certs.ca),
+        "500" if choice == "direct" else "100",
+        loop="cpploop",
+        timeout=60,
+        env={"CPPLOOP_TLS": choice},
+    )
+    left, grown_kib = map(int, result.stdout.split())
+    assert left == 0
+    assert grown_kib < 2048
+
+
+IDLE = """
+import asyncio, os, socket, ssl, sys
+certificate, secure = sys.argv[1], sys.argv[2] == "tls"
+count, size = int(sys.argv[3]), int(sys.argv[4])
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(certificate)
+listener = socket.create_server(("127.0.0.1", 0), backlog=200)
+to_parent, to_child = os.pipe(), os.pipe()
+
+if os.fork() == 0:
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+    held = []
+    for _ in range(2):
+        for _ in range(count):
+            sock = socket.create_connection(listener.getsockname())
+            sock = client.wrap_socket(sock) if secure else sock
+            sock.sendall(b"x" * size)
+            left = size
+            while left:
+                left -= len(sock.recv(left))
+            held.append(sock)
+        os.write(to_parent[1], b"x")
+        os.read(to_child[0], 1)
+    os._exit(0)
+
+class Echo(asyncio.Protocol):
+    def connection_made(self, transport):
+        self.transport = transport
+    def data_received(self, data):
+        self.transport.write(data)
+
+def resident():
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
+
+async def main():
+    loop = asyncio.get_running_loop()
+    await loop.create_server(Echo, sock=listener, ssl=context if secure else None)
+    reading = []
+    for _ in range(2):
+        said = loop.create_future()
+        loop.add_reader(to_parent[0], lambda: (os.read(to_parent[0], 1), said.set_result(None)))
+        await said
+        loop.remove_reader(to_parent[0])
+        reading.append(resident())
+        os.write(to_child[1], b"x")
+    print((reading[1] - reading[0]) / count, flush=True)
+    os._exit(0)
+
+asyncio.Runner(loop_factory=factory).run(main())
+"""
+
+
+@pytest.mark.skipif(support.SANITIZED, reason="AddressSanitizer's memory says nothing")
+@pytest.mark.parametrize("size", [100, 100_000])
+def test_an_idle_connection_is_small(certs: Certificates, size: int) -> None:
+    """T2: at most 40 KiB beyond plain TCP, OpenSSL's own included; also after it was busy."""
+
+    def kib(kind: str, choice: str) -> float:
+        result = support.run_script(
+            IDLE,
+            str(certs.server),
+            kind,
+            "150",
+            str(size),
+            loop="cpploop",
+            timeout=40,
+            env={"CPPLOOP_TLS": choice},
+        )
+        return float(result.stdout)
+
+    plain = kib("plain", "")
+    assert kib("tls", "direct") - plain <= (40 if direct_here() or size < 1000 else 140)
+    # Through the MemoryBIO's methods its buffers cannot be given back once they have grown.
+    assert kib("tls", "bio") - plain <= (40 if size < 1000 else 140)
+
+
+def test_the_shipped_module_is_the_one_that_is_used() -> None:
+    """The edge's class takes the short way: its data path is the native one."""
+    from cpploop import _native, _tls
+
+    for name in ("get_buffer", "buffer_updated", "_do_read", "_do_write", "_process_outgoing"):
+        assert getattr(_tls.SSLProtocol, name) is getattr(_native.TlsProtocolBase, name)
+    for name in ("write", "writelines"):
+        assert getattr(_tls._SSLProtocolTransport, name) is getattr(_native.TlsTransportBase, name)
+    assert Path(_native.__file__).suffix == ".so"
