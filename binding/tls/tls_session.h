@@ -44,7 +44,8 @@ class TlsSession {
   [[nodiscard]] virtual Py_ssize_t incoming() = 0;
   [[nodiscard]] virtual Py_ssize_t outgoing() = 0;
 
-  // Whether it holds memory that an idle connection has no use for and can give back; settle() does.
+  // Whether it holds memory that an idle connection has no use for and can give back; settle()
+  // does.
   [[nodiscard]] virtual bool swollen() const noexcept { return false; }
   virtual void settle() noexcept {}
 

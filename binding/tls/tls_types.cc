@@ -410,6 +410,9 @@ PyObject* closed_gate(PyObject* module, PyObject* arguments) {
     if (!PyArg_ParseTuple(arguments, "sO:_tls_closed_gate", &path, &ssl_object)) {
       return nullptr;
     }
+    if (PyInterpreterState_Get() != PyInterpreterState_Main()) {
+      return PyUnicode_FromString("interpreter: OpenSSL's callbacks expect the main one");
+    }
     if (!tls::knows_socket_size(
             reinterpret_cast<PyTypeObject*>(state.ssl_socket_type)->tp_basicsize)) {
       return PyUnicode_FromString("layout: this build of Python was not looked at");

@@ -320,7 +320,7 @@ class Loop(_native.Loop, ResolvingLoop, SpawningLoop):
 
     async def start_tls(
         self,
-        transport: asyncio.WriteTransport,
+        transport: asyncio.BaseTransport,
         protocol: asyncio.BaseProtocol,
         sslcontext: ssl.SSLContext,
         *,

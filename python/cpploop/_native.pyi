@@ -5,6 +5,7 @@
 # reads of its loops, handles and transports.
 
 import asyncio
+import ssl
 import sys
 from asyncio.base_events import Server
 from asyncio.transports import _FlowControlMixin
@@ -238,6 +239,54 @@ class DatagramTransportBase(_FlowControlMixin):
 
 # The public methods are those of asyncio.DatagramTransport and, as with asyncio's own, Transport.
 class DatagramTransport(DatagramTransportBase, asyncio.DatagramTransport): ...
+
+# ---- TLS -----------------------------------------------------------------------------------------
+
+def _tls_closed_gate(path: str, ssl_object: ssl.SSLObject, /) -> str | None: ...
+def _tls_register(type: type[TlsProtocolBase], /) -> None: ...
+
+# What is native of cpploop's SSLProtocol; the other half is asyncio's, and the attributes that both
+# use live here.
+@disjoint_base
+class TlsProtocolBase:
+    _loop: Any
+    _state: Any
+    _write_backlog: Any
+    _write_buffer_size: int
+    _transport: Any
+    _sslobj: Any
+    _incoming: Any
+    _outgoing: Any
+    _app_protocol: Any
+    _app_transport: Any
+    _app_protocol_get_buffer: Any
+    _app_protocol_buffer_updated: Any
+    _outgoing_high_water: Any
+    _outgoing_low_water: Any
+    _incoming_high_water: Any
+    _incoming_low_water: Any
+    _ssl_writing_paused: bool
+    _ssl_reading_paused: bool
+    _app_writing_paused: bool
+    _app_reading_paused: bool
+    _app_protocol_is_buffer: bool
+    # Whatever its child's __init__() takes.
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self: ...
+    def get_buffer(self, n: int, /) -> memoryview: ...
+    def buffer_updated(self, nbytes: int, /) -> None: ...
+    def _do_read(self) -> None: ...
+    def _do_write(self) -> None: ...
+    def _process_outgoing(self) -> None: ...
+    def _encrypt_backlog(self) -> None: ...
+    def _get_write_buffer_size(self) -> int: ...
+    def _get_read_buffer_size(self) -> int: ...
+    def _open_session(self, direct: bool, /) -> bool: ...
+
+# What is native of its transport.
+@disjoint_base
+class TlsTransportBase(_FlowControlMixin):
+    _ssl_protocol: Any
+    _closed: bool
 
 # ---- the loop ------------------------------------------------------------------------------------
 

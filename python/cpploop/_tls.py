@@ -52,8 +52,6 @@ def _closed_gate() -> str | None:
         return f"{forced}: closed by CPPLOOP_TLS_GATE"
     if not ssl.OPENSSL_VERSION.startswith("OpenSSL "):
         return f"library: {ssl.OPENSSL_VERSION} is not OpenSSL"
-    if not _in_main_interpreter():
-        return "interpreter: OpenSSL's callbacks expect the main one"
     path = getattr(sys.modules.get("_ssl"), "__file__", None)
     if not path:
         return "symbols: OpenSSL is part of the interpreter's executable"
@@ -61,17 +59,6 @@ def _closed_gate() -> str | None:
     context.check_hostname = False
     trial = context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO())
     return _native._tls_closed_gate(path, trial)
-
-
-def _in_main_interpreter() -> bool:
-    try:
-        import _interpreters as interpreters
-    except ImportError:
-        try:
-            import _xxsubinterpreters as interpreters  # type: ignore[import-not-found,no-redef]
-        except ImportError:
-            return True
-    return bool(interpreters.get_current() == interpreters.get_main())
 
 
 _gate_known = False
@@ -110,11 +97,11 @@ def _tier_for(context: ssl.SSLContext) -> TlsTier:
 # ---- the protocol and its transport ----
 
 
-class _SSLProtocolTransport(_native.TlsTransportBase, sslproto._SSLProtocolTransport):  # type: ignore[misc,name-defined]
+class _SSLProtocolTransport(_native.TlsTransportBase, sslproto._SSLProtocolTransport):
     """The transport of a TLS connection (asyncio's own, with native writing)."""
 
 
-class SSLProtocol(_native.TlsProtocolBase, sslproto.SSLProtocol):  # type: ignore[misc]
+class SSLProtocol(_native.TlsProtocolBase, sslproto.SSLProtocol):
     """asyncio's SSLProtocol with a native data path."""
 
     # asyncio allocates as much for every connection; the loop has one buffer for all of them.
@@ -131,6 +118,10 @@ class SSLProtocol(_native.TlsProtocolBase, sslproto.SSLProtocol):  # type: ignor
             tier = TlsTier("bio", "layout: OpenSSL does not know this connection")
         self._extra["cpploop.tls"] = tier
 
+    if TYPE_CHECKING:
+        # What typeshed leaves out of asyncio's class.
+        _app_transport_created: bool
+
     def _get_app_transport(self) -> _SSLProtocolTransport:
         if self._app_transport is None:
             if self._app_transport_created:
@@ -146,7 +137,7 @@ class SSLProtocol(_native.TlsProtocolBase, sslproto.SSLProtocol):  # type: ignor
         if self._deferred:
             return  # Its turn comes; what has arrived is kept.
         if self._loop._handshakes.admit(self):
-            super()._do_handshake()
+            super()._do_handshake()  # type: ignore[misc]
         else:
             self._deferred = True
 
@@ -154,7 +145,7 @@ class SSLProtocol(_native.TlsProtocolBase, sslproto.SSLProtocol):  # type: ignor
         self._deferred = False
         if self._state is not sslproto.SSLProtocolState.DO_HANDSHAKE:
             return
-        super()._do_handshake()
+        super()._do_handshake()  # type: ignore[misc]
         # The end may have come meanwhile, behind all that the peer had to say.
         if self._deferred_eof and self._transport is not None and not super().eof_received():
             self._transport.close()
@@ -168,16 +159,16 @@ class SSLProtocol(_native.TlsProtocolBase, sslproto.SSLProtocol):  # type: ignor
             forget_locals(handshake_exc)
             del handshake_exc
 
-    def eof_received(self) -> bool | None:
+    def eof_received(self) -> Any:
         if self._deferred:
             self._deferred_eof = True
             return True  # The transport stays open until then.
-        return super().eof_received()  # type: ignore[no-any-return]
+        return super().eof_received()
 
     def _do_flush(self) -> None:
         # close_notify is behind everything that was written.
         self._encrypt_backlog()
-        super()._do_flush()
+        super()._do_flush()  # type: ignore[misc]
 
 
 _native._tls_register(SSLProtocol)

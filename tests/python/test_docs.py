@@ -143,7 +143,14 @@ def test_launcher_page_says_which_loop(loop_name: str, tmp_path: Path) -> None:
 
 def test_guide_is_there() -> None:
     names = {page.name for page in (DOCS / "guide").glob("*.md")}
-    assert names >= {"start.md", "testing.md", "transports.md", "launcher.md", "streams.md"}
+    assert names >= {
+        "start.md",
+        "testing.md",
+        "transports.md",
+        "launcher.md",
+        "streams.md",
+        "tls.md",
+    }
     assert len(PYTHON_BLOCKS) >= 10
 
 

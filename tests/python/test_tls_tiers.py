@@ -583,6 +583,9 @@ class Plain(asyncio.Transport):
     def close(self) -> None:
         self.closed = None
 
+    def abort(self) -> None:
+        self._force_close(None)
+
     def _force_close(self, exc: BaseException | None) -> None:
         self.closed = exc
 
