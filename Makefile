@@ -43,7 +43,7 @@ test-core: ## Run the engine's tests
 .PHONY: test-python
 test-python: ## Run the Python tests (PYTEST_ARGS= is passed on)
 	@scripts/venv.sh --try demo "$(PYTHON)" "$(VENV)"
-	$(RUN) -m pytest $(PYTEST_ARGS)
+	$(RUN) -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 .PHONY: asan
 asan: ## Run the engine's tests under AddressSanitizer and UndefinedBehaviorSanitizer

@@ -50,6 +50,10 @@ PyObject* transport_force_close(PyObject* self, PyObject* exception) {
   return with_transport(self, [&](DatagramTransport& t) { return t.force_close(exception); });
 }
 PyObject* transport_is_closing(PyObject* self, PyObject*) {
+  // Finalisers ask this wherever the collector runs.
+  if (datagram_transport_of(self).opened() && datagram_transport_of(self).loop().is_elsewhere()) {
+    return py::boolean(datagram_transport_of(self).socket().is_closing());
+  }
   return with_transport(self,
                         [](DatagramTransport& t) { return py::boolean(t.socket().is_closing()); });
 }

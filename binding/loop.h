@@ -77,6 +77,10 @@ class Loop final : private Host, private Clock {
     }
     return true;
   }
+  // Whether the loop is another thread's just now, or another process's.
+  [[nodiscard]] bool is_elsewhere() const noexcept {
+    return forked() || (thread_id_ != 0 && thread_id_ != PyThread_get_thread_ident());
+  }
   // asyncio's _check_callback(), which its loops call in debug mode only. False with TypeError set.
   [[nodiscard]] bool check_callback(PyObject* callback, const char* method) {
     return !debug_ || check_callback_in_debug(callback, method);

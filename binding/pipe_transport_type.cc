@@ -40,7 +40,8 @@ PyObject* pipe_method(PyObject* self, PyObject*) {
 
 template <typename Transport>
 PyObject* pipe_is_closing(PyObject* self, PyObject*) {
-  return with_pipe<Transport>(self, [](Transport& t) { return py::boolean(t.is_closing()); });
+  // Finalisers ask this wherever the collector runs.
+  return py::boolean(pipe_of<Transport>(self).is_closing());
 }
 template <typename Transport>
 PyObject* pipe_get_protocol(PyObject* self, PyObject*) {

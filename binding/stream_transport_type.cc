@@ -52,6 +52,10 @@ PyObject* transport_force_close(PyObject* self, PyObject* exception) {
   return with_transport(self, [&](StreamTransport& t) { return t.force_close(exception); });
 }
 PyObject* transport_is_closing(PyObject* self, PyObject*) {
+  // Finalisers ask this wherever the collector runs. There it is a look and nothing more.
+  if (transport_of(self).opened() && transport_of(self).loop().is_elsewhere()) {
+    return py::boolean(transport_of(self).socket().is_closing());
+  }
   return with_transport(self, [](StreamTransport& t) {
     t.socket().flush();
     return py::boolean(t.socket().is_closing());

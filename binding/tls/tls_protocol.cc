@@ -216,12 +216,10 @@ PyObject* TlsProtocol::get_buffer() {
 bool TlsProtocol::buffer_updated(Py_ssize_t size) {
   // Given up until it is asked for again: an idle connection keeps none.
   const Ref buffer = std::move(foreign_buffer_);
-  if (size < 0 || size > (buffer ? PyByteArray_GET_SIZE(buffer.get()) : 0)) {
-    PyErr_SetString(PyExc_ValueError, "buffer_updated() with more than get_buffer() gave");
-    return false;
-  }
-  if (size > 0) {
-    unfed_ = {PyByteArray_AS_STRING(buffer.get()), static_cast<std::size_t>(size)};
+  // asyncio takes whatever it is told of a buffer that it has; no more than that is there.
+  const Py_ssize_t lent = buffer ? PyByteArray_GET_SIZE(buffer.get()) : 0;
+  if (lent > 0 && size > 0) {
+    unfed_ = {PyByteArray_AS_STRING(buffer.get()), static_cast<std::size_t>(std::min(size, lent))};
     if (!feed_all()) {
       return false;
     }
@@ -252,7 +250,8 @@ bool TlsProtocol::do_read() {
   }
   bool ok = false;
   if (flag(kAppReadingPaused)) {
-    ok = feed_all();
+    // What the handshake has left to say must not wait for the application to read.
+    ok = feed_all() && process_outgoing();
   } else {
     ok = read_everything() && (backlog_bytes_ != 0 ? do_write() : process_outgoing());
   }

@@ -381,7 +381,13 @@ void transport_dealloc(PyObject* self) {
   Py_DECREF(type);
 }
 
+// Not inherited, so that object.__new__() does not make one without asyncio's part.
+PyObject* transport_new(PyTypeObject* type, PyObject*, PyObject*) {
+  return type->tp_alloc(type, 0);
+}
+
 PyType_Slot transport_slots[] = {
+    {Py_tp_new, reinterpret_cast<void*>(transport_new)},
     {Py_tp_doc, const_cast<char*>("The native half of cpploop's TLS transport.")},
     {Py_tp_dealloc, reinterpret_cast<void*>(transport_dealloc)},
     {Py_tp_traverse, reinterpret_cast<void*>(transport_traverse)},

@@ -165,6 +165,12 @@ class SSLProtocol(_native.TlsProtocolBase, sslproto.SSLProtocol):
             return True  # The transport stays open until then.
         return super().eof_received()
 
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        # Nobody will take what still waits.
+        self._write_backlog.clear()
+        self._write_buffer_size = 0
+
     def _do_flush(self) -> None:
         # close_notify is behind everything that was written.
         self._encrypt_backlog()

@@ -219,7 +219,7 @@ TEST_F(StreamSocketTest, WritesWhileBlockedWaitBehindTheOthers) {
 TEST_F(StreamSocketTest, RetryAsksAKernelThatWasFull) {
   socket().set_limits(3, 1);
   block_with(5);
-  owner_.take_log();
+  (void)owner_.take_log();
   socket().retry_send();
   EXPECT_EQ(socket().queued_bytes(), 5U) << "still full";
   EXPECT_TRUE(owner_.log.empty());

@@ -166,6 +166,9 @@ def normalise(text: str) -> str:
     # Which line of _ssl.c an error names depends on the call that met it.
     text = re.sub(r" \(_ssl\.c:\d+\)", "", text)
     text = re.sub(r"('(?:127\.0\.0\.1|::1|localhost)', )\d+", r"\1…", text)
+    text = re.sub(
+        r"<(?:asyncio\.sslproto|cpploop\._tls)\._SSLProtocolTransport", "<TLS transport", text
+    )
     text = re.sub(r"<(?:_Unix)?(Read|Write)PipeTransport\b", r"<\1 pipe transport", text)
     return re.sub(
         r"<_Selector(?:Socket|Datagram)Transport"

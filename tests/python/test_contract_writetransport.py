@@ -235,7 +235,8 @@ def test_write_eof(certs: Any, kind: str) -> None:
     """Behind what is queued; again a no-op; writing then refused. TLS has no such thing."""
 
     async def scenario(env: Env) -> None:
-        rec = Recorder(env)
+        # asyncio's TLS does not count what it has handed down, and so pauses later.
+        rec = Recorder(None if kind == "tls" else env)
         async with opened(kind, rec, certs) as (transport, peer):
             data = bytes(1 << 20)
             transport.write(data)

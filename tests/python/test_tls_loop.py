@@ -51,7 +51,7 @@ GATES = {
     "switch": ("", {"CPPLOOP_TLS_GATE": "switch"}),
     "library": ("import ssl; ssl.OPENSSL_VERSION = 'LibreSSL 4.0'\n", {}),
     "symbols": ("import _ssl; del _ssl.__file__\n", {}),
-    "symbols ": ("import _ssl, _socket; _ssl.__file__ = _socket.__file__\n", {}),
+    "symbols ": ("import _ssl, cpploop; _ssl.__file__ = cpploop._native.__file__\n", {}),
     "symbols  ": ("import _ssl; _ssl.__file__ = '/nowhere/_ssl.so'\n", {}),
     "layout": (
         "import ssl\n"

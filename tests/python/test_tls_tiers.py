@@ -450,6 +450,30 @@ def test_one_send_per_callback(run: Any, loop_name: str, certs: Certificates, ho
     run(main)
 
 
+@pytest.mark.parametrize("how", ["abort", "raise"])
+def test_what_was_written_before_an_abort(run: Any, certs: Certificates, how: str) -> None:
+    """asyncio sends at once; what was gathered goes out before the end all the same."""
+
+    def answer(rec: Any, data: bytes) -> None:
+        rec.transport.write(b"one")
+        rec.transport.write(b"two")
+        if how == "abort":
+            rec.transport.abort()
+        else:
+            raise ValueError
+
+    async def main(env: Env) -> None:
+        rec = Recorder(on={"data_received": answer})
+        async with connected(env, certs, rec) as (_transport, peer):
+            peer.tls.write(b"request")
+            await peer.flush()
+            assert await peer.read(6) == b"onetwo"
+            await rec.until("connection_lost")
+            assert bool(env.take_errors()) == (how == "raise")
+
+    run(main)
+
+
 def test_what_can_be_written(run: Any, certs: Certificates) -> None:
     """C10: mutable buffers may change after the call; views of any shape are taken whole."""
 
@@ -632,12 +656,8 @@ def test_over_a_transport_of_somebody_elses(run: Any, loop_name: str, certs: Cer
         while len(received) < len(data):
             received += peer.tls.read(1 << 16)
         assert received == data
-        for nonsense in (1, -1, 1 << 20):
-            with pytest.raises(ValueError):
-                server.buffer_updated(nonsense)
-        server.get_buffer(0)
-        with pytest.raises(ValueError):
-            server.buffer_updated(1 << 20)
+        for nonsense in (1, -1, 1 << 70):
+            server.buffer_updated(nonsense)
         rec.transport.abort()
         assert below.closed is None
         peer.sock.close()
@@ -670,9 +690,9 @@ def test_nothing_that_python_can_do_to_it_crashes(run: Any, loop_name: str) -> N
         with pytest.raises(TypeError):
             bare._write_buffer_size = "many"
         bare._loop = env.loop
-        for name in ("_open_session", "buffer_updated"):
-            with pytest.raises((AttributeError, ValueError, TypeError)):
-                getattr(bare, name)(True)
+        with pytest.raises(AttributeError):
+            bare._open_session(True)
+        bare.buffer_updated(5)
         transport: Any = _SSLProtocolTransport(env.loop, bare)
         for state in (None, *_states()):
             bare._state = state
