@@ -92,10 +92,10 @@ struct ModuleState {
   PyObject* ssl_want_read_error = nullptr;
   PyObject* ssl_syscall_error = nullptr;
   PyObject* tls_states[5] = {};
-  PyObject* loop_keyword = nullptr;                 // ("loop",)
-  PyObject* task_keywords = nullptr;                // The last create_task() call's keyword names,
-  PyObject* task_keywords_with_loop = nullptr;      // and those with "loop" behind them.
-  PyObject* selector_loop_type = nullptr;           // asyncio.selector_events.BaseSelectorEventLoop
+  PyObject* loop_keyword = nullptr;             // ("loop",)
+  PyObject* task_keywords = nullptr;            // The last create_task() call's keyword names,
+  PyObject* task_keywords_with_loop = nullptr;  // and those with "loop" behind them.
+  PyObject* selector_loop_type = nullptr;       // asyncio.selector_events.BaseSelectorEventLoop
 
   // The socket module's: socket.socket, its members as they were at import, the version of the type
   // for which they were last seen to be so (0: none), and two fields of the C class below it.
