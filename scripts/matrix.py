@@ -1,12 +1,13 @@
 """Runs everything that must hold, on every Python at hand, and writes what came of it.
 
-    python scripts/matrix.py                   the whole matrix; about an hour and a half
+    python scripts/matrix.py                   the whole matrix; about an hour
     python scripts/matrix.py --only 3.13t      one Python
     python scripts/matrix.py --out FILE        the table (default: docs/dev/matrix.md)
 
-For each Python: all Python tests, the interpreter's own asyncio tests with cpploop as the loop, and
-the TLS tests with each way of doing TLS forced. Once, on the newest ordinary Python: the Python
-tests under AddressSanitizer and UBSan. The engine's tests run plain, with ASan+UBSan and with TSan.
+For each Python: all Python tests, which take every way of doing TLS, and the interpreter's own
+asyncio tests with cpploop as the loop, those of TLS once for each way. Once, on the newest ordinary
+Python: the Python tests under AddressSanitizer and UBSan. The engine's tests run plain, with
+ASan+UBSan and with TSan.
 """
 
 from __future__ import annotations
@@ -96,10 +97,9 @@ def run_python(matrix: Matrix, name: str) -> None:
     python = [f"{venv}/run", f"{venv}/bin/python"]
     matrix.run(name, "Python tests", [*python, *PYTEST])
     matrix.run(name, "asyncio's own tests", [*python, "tests/conformance/run.py"])
+    # The TLS tests take every path by themselves; CPython's own have to be told.
+    suites = ["--suite", "test_ssl", "--suite", "test_sslproto"]
     for path in TLS_PATHS:
-        tls_tests = sorted(str(p.relative_to(REPO)) for p in REPO.glob("tests/python/test_tls*.py"))
-        matrix.run(name, f"TLS tests, {path}", [*python, *PYTEST, *tls_tests], CPPLOOP_TLS=path)
-        suites = ["--suite", "test_ssl", "--suite", "test_sslproto"]
         matrix.run(
             name,
             f"asyncio's own TLS tests, {path}",
