@@ -364,6 +364,7 @@ void ScriptedBackend::receive_datagrams(Channel& channel) {
   record("datagrams", fd, std::to_string(texts.size()));
   const os::SocketAddress from;
   std::vector<Datagram> datagrams;
+  datagrams.reserve(texts.size());
   for (const std::string& text : texts) {
     datagrams.push_back({text.data(), text.size(), &from});
   }

@@ -79,6 +79,7 @@ void DatagramSocket::keep(std::span<const Datagram> datagrams) noexcept {
     }
   } catch (const std::bad_alloc&) {
     // Datagrams may get lost on any way, for want of memory on this one.
+    dropped_ += datagrams.size() - held_.size();
   }
   if (held_.empty()) {
     return;

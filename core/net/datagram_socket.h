@@ -97,6 +97,8 @@ class DatagramSocket final : private DatagramSink, private NativeCallback {
   [[nodiscard]] bool is_closing() const noexcept { return closing_; }
   // How often something was sent after the end, plus one for the end; 0 before it.
   [[nodiscard]] std::uint32_t lost_count() const noexcept { return lost_count_; }
+  // Datagrams that were received and lost for want of memory.
+  [[nodiscard]] std::uint64_t dropped() const noexcept { return dropped_; }
   void count_lost_write() noexcept {
     if (lost_count_ != UINT32_MAX) {  // Zero would mean that the socket lives.
       ++lost_count_;
@@ -143,6 +145,7 @@ class DatagramSocket final : private DatagramSink, private NativeCallback {
   std::size_t queued_size_ = 0;
   std::size_t high_water_ = kDefaultHighWater;
   std::size_t low_water_ = kDefaultLowWater;
+  std::uint64_t dropped_ = 0;
   std::uint32_t lost_count_ = 0;
   bool started_ = false;
   bool closing_ = false;
