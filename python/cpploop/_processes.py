@@ -221,9 +221,12 @@ def _wait_for(loop: Any, transport: _UnixSubprocessTransport, pid: int) -> None:
 
 # ---- what asyncio would use to watch a child -----------------------------------------------------
 
+# typeshed leaves out what is private of the module.
+_unix: Any = unix_events
+
 if sys.version_info >= (3, 14):
-    _PidfdWatcher: Any = unix_events._PidfdChildWatcher  # type: ignore[attr-defined]
-    _can_use_pidfd = unix_events.can_use_pidfd
+    _PidfdWatcher: Any = _unix._PidfdChildWatcher
+    _can_use_pidfd = _unix.can_use_pidfd
 
     # All that asyncio's constructor for Unix is known to do. One that does more is called as it is.
     _constructor: Any = _private.__init__
@@ -262,7 +265,7 @@ class SpawningLoop(asyncio.SelectorEventLoop):
         if (
             sys.version_info >= (3, 14)
             and _CONSTRUCTOR_IS_KNOWN
-            and unix_events.can_use_pidfd is _can_use_pidfd
+            and _unix.can_use_pidfd is _can_use_pidfd
         ):
             # asyncio's would open a process descriptor, to see whether it can, for every loop; a
             # program that never starts a child need not pay for that.
