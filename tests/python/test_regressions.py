@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import threading
 from typing import Any
 
 import pytest
@@ -353,5 +354,30 @@ def test_writelines_tries_the_kernel_again(run: Any) -> None:
             peer.close()
             transport.writelines([b"x"])
             assert transport.is_closing()
+
+    run(main)
+
+
+def test_is_closing_is_answered_in_any_thread(run: Any) -> None:
+    """A StreamWriter's finaliser asks it, and runs in whichever thread the collector is in."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
+        stream, _ = await loop.create_connection(asyncio.Protocol, *server.sockets[0].getsockname())
+        read_end, write_end = os.pipe()
+        pipe, _ = await loop.connect_read_pipe(asyncio.Protocol, os.fdopen(read_end, "rb", 0))
+        answers: list[bool] = []
+        thread = threading.Thread(
+            target=lambda: answers.extend([stream.is_closing(), pipe.is_closing()])
+        )
+        thread.start()
+        thread.join()
+        assert answers == [False, False]
+        os.close(write_end)
+        stream.close()
+        server.close()
+        await asyncio.sleep(0.05)
+        assert pipe.is_closing()
 
     run(main)
