@@ -86,6 +86,8 @@ class StreamTransport final : public StreamEvents {
   [[nodiscard]] bool set_protocol(PyObject* protocol);
   [[nodiscard]] PyObject* protocol() const noexcept { return protocol_.get(); }
   [[nodiscard]] PyObject* server() const noexcept { return server_.get(); }
+  // Null before reading began.
+  [[nodiscard]] PyObject* read_context() const noexcept { return read_context_.get(); }
   [[nodiscard]] PyObject* python_socket();
   [[nodiscard]] PyObject* call_connection_lost(PyObject* exception);
   [[nodiscard]] PyObject* make_empty_waiter();

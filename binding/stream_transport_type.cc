@@ -328,7 +328,15 @@ PyMethodDef transport_methods[] = {
     {nullptr, nullptr, 0, nullptr},
 };
 
+// The context in which the protocol hears of data.
+PyObject* get_read_context(PyObject* self, void*) {
+  return with_transport(self, [](StreamTransport& t) {
+    return py::new_ref(t.read_context() == nullptr ? Py_None : t.read_context());
+  });
+}
+
 PyGetSetDef transport_getset[] = {
+    {"_read_context", get_read_context, nullptr, nullptr, nullptr},
     {"_extra", get_extra, nullptr, nullptr, nullptr},
     {"_loop", get_loop, nullptr, nullptr, nullptr},
     {"_sock", get_sock, nullptr, nullptr, nullptr},

@@ -8,6 +8,7 @@ Handshake, closing, time-outs, end of stream and errors are the running Python's
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import os
 import ssl
 import sys
@@ -189,7 +190,7 @@ class HandshakeQueue:
     PER_TURN = 12
 
     def __init__(self) -> None:
-        self._waiting: deque[SSLProtocol] = deque()
+        self._waiting: deque[tuple[SSLProtocol, contextvars.Context]] = deque()
         self._left = self.PER_TURN
         self._armed = False
 
@@ -201,7 +202,9 @@ class HandshakeQueue:
         if self._left > 0:
             self._left -= 1
             return True
-        self._waiting.append(protocol)
+        # The application hears of the connection in the context of its reading, now and later.
+        context = getattr(protocol._transport, "_read_context", None)
+        self._waiting.append((protocol, context or contextvars.copy_context()))
         return False
 
     def clear(self) -> None:
@@ -220,7 +223,8 @@ class HandshakeQueue:
             self._arm(loop)
         while self._waiting and self._left > 0:
             self._left -= 1
-            self._waiting.popleft()._do_deferred_handshake()
+            protocol, context = self._waiting.popleft()
+            context.run(protocol._do_deferred_handshake)
 
 
 # ---- making them ----

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,14 @@ class Entry:
     test: str
     reason: str
     pythons: tuple[str, ...]
+    tls: tuple[str, ...] = ()
 
     def covers(self, test_id: str, label: str) -> bool:
         return self.is_about(label) and fnmatch.fnmatchcase(test_id, self.test)
 
     def is_about(self, label: str) -> bool:
+        if self.tls and os.environ.get("CPPLOOP_TLS", "auto") not in self.tls:
+            return False
         return not self.pythons or label in self.pythons
 
 
@@ -34,10 +38,14 @@ def load(path: Path) -> list[Entry]:
     for section in SECTIONS:
         for raw in document.get(section, []):
             test, reason, pythons = raw.get("test"), raw.get("reason"), raw.get("python", [])
-            strings = [test, reason, *(pythons if isinstance(pythons, list) else [None])]
+            tls = raw.get("tls", [])
+            lists = (
+                [*pythons, *tls] if isinstance(pythons, list) and isinstance(tls, list) else [None]
+            )
+            strings = [test, reason, *lists]
             if not all(isinstance(text, str) and text for text in strings):
                 raise ValueError(f"{path.name}: bad [[{section}]] entry {raw}")
-            if set(raw) - {"test", "reason", "python"}:
+            if set(raw) - {"test", "reason", "python", "tls"}:
                 raise ValueError(f"{path.name}: unknown key in [[{section}]] entry {raw}")
-            entries.append(Entry(section, test, reason, tuple(pythons)))
+            entries.append(Entry(section, test, reason, tuple(pythons), tuple(tls)))
     return entries

@@ -82,6 +82,8 @@ class Comparer:
         mine = self._trace(script, expected)
         if (engine.ENDLESS,) in mine:
             return True
+        if _counts_differently(script) and _was_paused(actual):
+            return True
         runs = [self.run(script, name) for name in ("asyncio", "larger", "smaller")]
         if any(self._trace(script, run) != mine for run in runs):
             return True
@@ -90,6 +92,11 @@ class Comparer:
         return end is not None and mine[:end] == self._trace(script, actual)[:end]
 
     def _trace(self, script: dict[str, Any], result: engine.Result) -> list[Any]:
+        if _counts_differently(script):
+            return [_without_levels(entry) for entry in self._drop(script, result)]
+        return self._drop(script, result)
+
+    def _drop(self, script: dict[str, Any], result: engine.Result) -> list[Any]:
         if script.get("peek", True):
             return result.trace
         # Several writes of one callback are one send of ours at its end: fewer of them fail on
@@ -107,6 +114,24 @@ class Comparer:
             lineterm="",
         )
         return "\n".join([*lines, *(f"broken: {text}" for text in actual.broken)])
+
+
+def _counts_differently(script: dict[str, Any]) -> bool:
+    """asyncio's TLS forgets what it has handed to the transport below; cpploop counts it.
+
+    So the levels are others, and what cpploop's pause_writing() led to has no counterpart.
+    """
+    return str(script["kind"]).startswith("tls")
+
+
+def _was_paused(result: engine.Result) -> bool:
+    return any("pause_writing" in entry for entry in result.trace)
+
+
+def _without_levels(entry: Any) -> Any:
+    if isinstance(entry, tuple):
+        return tuple(_without_levels(item) for item in entry)
+    return "any" if entry in ("empty", "low", "middle", "high") else entry
 
 
 def _failure(result: engine.Result, trace: list[Any]) -> int | None:

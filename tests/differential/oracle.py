@@ -78,7 +78,28 @@ def mend() -> list[str]:
     if "not self._conn_lost" not in inspect.getsource(flush):
         _mend_close_while_flushing()
         mended.append("connection_lost() twice after closing in resume_writing()")
+    if "buf[offset:]" in inspect.getsource(_Tls._do_read__buffered):
+        _mend_tls_into_bytearrays()
+        mended.append("TLS into a bytearray: only the first record of a read arrives")
     return mended
+
+
+def _mend_tls_into_bytearrays() -> None:
+    """asyncio's TLS reads the second record into a slice of the buffer: of a bytearray, a copy."""
+    set_app_protocol = _Tls._set_app_protocol
+
+    def mended(self: Any, app_protocol: Any) -> None:
+        set_app_protocol(self, app_protocol)
+        if type(self) is _Tls and self._app_protocol_is_buffer:
+            get_buffer = self._app_protocol_get_buffer
+
+            def get_view(hint: int) -> Any:
+                buffer = get_buffer(hint)
+                return memoryview(buffer) if isinstance(buffer, bytearray) else buffer
+
+            self._app_protocol_get_buffer = get_view
+
+    _Tls._set_app_protocol = mended
 
 
 def _writelines(self: Any, pieces: Any) -> None:

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import support
 from support import Env
 
@@ -407,6 +408,7 @@ def test_out_of_descriptors_for_a_while(run: Any) -> None:
     run(main, timeout=60 + 2 * seconds)
 
 
+@pytest.mark.skipif(support.SANITIZED, reason="AddressSanitizer keeps freed memory for a while")
 def test_memory_after_ten_thousand_short_connections_is_flat(run: Any) -> None:
     async def main(env: Env) -> None:
         protocol = counting()
