@@ -786,6 +786,9 @@ PyObject* StreamTransport::call_connection_lost(PyObject* exception) {
       error = PendingError::take();
     }
   }
+  // What connection_lost() wrote to others is sent before this descriptor closes: the other end
+  // may be one of them, and would answer a closed one with another error.
+  loop_->engine().flush_gathered();
   close_descriptor();
   loop_->drop_transport(fd_, self_);
   Ref old_on_data = std::move(on_data_);

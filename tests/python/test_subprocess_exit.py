@@ -506,7 +506,7 @@ def test_close_finds_the_end_first(run: Any) -> None:
 
 
 CLOSED_LOOP = """
-    import asyncio, gc, logging, os, signal, subprocess, sys, time, warnings
+    import asyncio, gc, logging, os, re, signal, subprocess, sys, time, warnings
     import support
     if "WAY" == "cpploop-threads":
         from cpploop import _processes
@@ -561,7 +561,9 @@ def test_loop_closed_with_a_living_child(way: str, kept: bool) -> None:
     for line in lines:
         if "Loop <" in line:
             line = "Loop … that handles" + line.split("that handles")[1].split()[0] + " is closed"
-        print(line)
+        # Popen's own warning depends on which of the two the collector comes to first.
+        if not re.fullmatch("subprocess [0-9]+ is still running", line):
+            print(line)
     """
     )
     outputs = {}
@@ -569,7 +571,7 @@ def test_loop_closed_with_a_living_child(way: str, kept: bool) -> None:
         text = script.replace("WAY", name)
         done = support.run_script(text, loop=name.partition("-")[0])
         assert "Traceback" not in done.stderr
-        outputs[name] = re.sub(r"(subprocess) \d+", r"\1 …", done.stdout).splitlines()
+        outputs[name] = done.stdout.splitlines()
     if way == "cpploop-threads" and not ASYNCIO_USES_THREADS:
         # The thread keeps the child, as asyncio's own threads do.
         assert outputs[way][0] == "alive"
