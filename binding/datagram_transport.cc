@@ -4,8 +4,11 @@
 #include <utility>
 
 #include "binding/address.h"
+#include "binding/outgoing.h"
 #include "binding/py/buffer.h"
 #include "binding/py/context.h"
+#include "binding/py/guard.h"
+#include "binding/transport_parts.h"
 
 namespace cpploop {
 
@@ -21,11 +24,6 @@ constexpr const char* kSendtoReady = "DatagramTransport._sendto_ready";
                                            int fd) {
   os::SocketAddress address;
   return ask(fd, address).ok() ? address : os::SocketAddress{};
-}
-
-void set_os_error(int error) {
-  errno = error;
-  PyErr_SetFromErrno(PyExc_OSError);
 }
 
 }  // namespace
@@ -62,21 +60,10 @@ bool DatagramTransport::open(UniqueFd fd, const DatagramSpec& spec) {
   if (!fill_extra(spec.extra)) {
     return false;
   }
-  set_protocol(spec.protocol);
+  (void)set_protocol(spec.protocol);
   loop_->hold_transport(fd_, self_);
 
-  // asyncio's order: connection_made, then reading, then the waiter, as three callbacks.
-  Ref connection_made = Ref::steal(PyObject_GetAttr(spec.protocol, state.str_connection_made));
-  Ref start = Ref::steal(PyObject_GetAttr(self_, state.str__start_reading));
-  if (!connection_made || !start || !loop_->schedule(connection_made.get(), &self_, 1, nullptr) ||
-      !loop_->schedule(start.get(), nullptr, 0, nullptr)) {
-    return false;
-  }
-  if (spec.waiter != nullptr) {
-    PyObject* arguments[] = {spec.waiter, Py_None};
-    return loop_->schedule(state.set_result_unless_cancelled, arguments, 2, nullptr);
-  }
-  return true;
+  return schedule_opening(*loop_, self_, spec.protocol, spec.waiter, nullptr);
 }
 
 // Makes what get_extra_info() tells. Whether a peer is known decides how everything is sent.
@@ -118,27 +105,13 @@ void DatagramTransport::give_back() {
   python_socket_.reset();
 }
 
-// The one place where the descriptor is closed. The Python socket that shares it lets go first; if
-// it no longer holds our number, somebody closed it behind our back, the number may be another
-// file's by now, and it is not ours to close.
+// The one place where the descriptor is closed.
 void DatagramTransport::close_descriptor() noexcept {
-  py::unless_thread_ends([this] { detach_and_close(); });
-}
-
-void DatagramTransport::detach_and_close() {
-  if (!descriptor_open()) {
-    return;
-  }
-  UniqueFd fd = socket_->take_fd();
-  PendingError saved = PendingError::take();
-  Ref detached =
-      Ref::steal(PyObject_CallMethodNoArgs(python_socket_.get(), loop_->state().str_detach));
-  const long number = detached ? PyLong_AsLong(detached.get()) : -1;
-  PyErr_Clear();
-  saved.restore();
-  if (number != fd.get()) {
-    (void)fd.release();
-  }
+  py::unless_thread_ends([this] {
+    if (descriptor_open()) {
+      detach_and_close(loop_->state(), socket_->take_fd(), python_socket_.get());
+    }
+  });
 }
 
 void DatagramTransport::finalize() {
@@ -146,12 +119,7 @@ void DatagramTransport::finalize() {
     return;
   }
   PendingError saved = PendingError::take();
-  ModuleState& state = loop_->state();
-  Ref warned =
-      Ref::steal(PyObject_CallMethodObjArgs(state.support, state.str__unclosed, self_, nullptr));
-  if (!warned) {
-    PyErr_WriteUnraisable(self_);
-  }
+  warn_unclosed(loop_->state(), self_);
   // What else is in this garbage may still call: it finds the transport closed.
   (void)socket_->force_close();
   close_descriptor();
@@ -244,22 +212,17 @@ void DatagramTransport::callback_failed(const char* name) {
 }
 
 void DatagramTransport::log_debug(const char* format) {
-  if (loop_->debug()) {
-    Ref logged =
-        Ref::steal(PyObject_CallMethod(loop_->state().support, "_log_debug", "sO", format, self_));
-    if (!logged) {
-      PyErr_WriteUnraisable(self_);
-    }
-  }
+  log_in_debug(*loop_, self_, "_log_debug", format);
 }
 
 // ---- reading ----
 
-void DatagramTransport::set_protocol(PyObject* protocol) {
+bool DatagramTransport::set_protocol(PyObject* protocol) {
   protocol_connected_ = true;
   // The method is bound when the first datagram comes, and then kept until the protocol changes.
   Ref old_method = std::move(on_datagram_);
   Ref old = std::exchange(protocol_, Ref::borrow(protocol));
+  return true;
 }
 
 PyObject* DatagramTransport::start_reading() {
@@ -321,7 +284,7 @@ void DatagramTransport::on_datagram(const Datagram& datagram) {
 
 void DatagramTransport::on_receive_error(int error) {
   py::InContext context(read_context_.get());
-  set_os_error(error);
+  py::set_os_error(error);
   if (!tell_error(PendingError::take())) {
     callback_failed(kReadReady);
   }
@@ -349,12 +312,9 @@ bool DatagramTransport::check_address(PyObject*& address) {
 
 // asyncio's warning about a program that goes on sending into nothing.
 PyObject* DatagramTransport::count_lost_write() {
-  if (socket_->lost_count() >= kWarnAfterLostWrites) {
-    ModuleState& state = loop_->state();
-    Ref logged = Ref::steal(PyObject_CallMethodNoArgs(state.support, state.str__log_closed_write));
-    if (!logged) {
-      return nullptr;
-    }
+  ModuleState& state = loop_->state();
+  if (!warn_of_lost_writes(state, socket_->lost_count(), state.str__log_closed_write)) {
+    return nullptr;
   }
   socket_->count_lost_write();
   return py::none();
@@ -362,7 +322,7 @@ PyObject* DatagramTransport::count_lost_write() {
 
 PyObject* DatagramTransport::sendto(PyObject* data, PyObject* address) {
   ModuleState& state = loop_->state();
-  if (!PyBytes_Check(data) && !PyByteArray_Check(data) && !PyMemoryView_Check(data)) {
+  if (!OutgoingBytes::accepts(data)) {
     return PyObject_CallMethodOneArg(state.support, state.str__refuse_datagram, data);
   }
   if (!state.datagram_rules.sends_empty) {
@@ -428,7 +388,7 @@ DatagramTransport::Attempt DatagramTransport::attempt(PyObject* data, PyObject* 
     return Attempt::failed;
   }
   if (!descriptor_open()) {
-    set_os_error(EBADF);
+    py::set_os_error(EBADF);
     return Attempt::failed;
   }
   return attempt_natively(data, &copy);
@@ -453,7 +413,7 @@ DatagramTransport::Attempt DatagramTransport::attempt_natively(PyObject* data,
   if (result.would_block()) {
     return Attempt::full;
   }
-  set_os_error(result.error);
+  py::set_os_error(result.error);
   return Attempt::failed;
 }
 
@@ -527,60 +487,36 @@ DatagramSent DatagramTransport::send_addressed(QueuedDatagram::Owner owner) {
 
 void DatagramTransport::on_send_error(int error) {
   py::InContext context(write_context_.get());
-  set_os_error(error);
+  py::set_os_error(error);
   if (!send_failed()) {
     callback_failed(kSendtoReady);
   }
 }
 
-void DatagramTransport::call_flow_control(PyObject* name, const char* failure) {
-  Ref protocol = Ref::borrow(protocol_ ? protocol_.get() : Py_None);
-  Ref result = Ref::steal(PyObject_CallMethodNoArgs(protocol.get(), name));
-  if (!result) {
-    loop_->report(failure, PendingError::take(), self_, protocol.get());
-  }
+void DatagramTransport::tell_flow_control(PyObject* name, const char* failure) {
+  call_flow_control(*loop_, self_, protocol_ ? protocol_.get() : Py_None, name, failure);
 }
 
 void DatagramTransport::on_pause_writing() {
-  call_flow_control(loop_->state().str_pause_writing, "protocol.pause_writing() failed");
+  tell_flow_control(loop_->state().str_pause_writing, "protocol.pause_writing() failed");
 }
 
 void DatagramTransport::on_resume_writing() {
   py::InContext context(write_context_.get());
-  call_flow_control(loop_->state().str_resume_writing, "protocol.resume_writing() failed");
-}
-
-PyObject* DatagramTransport::set_limits(PyObject* high, PyObject* low) {
-  FlowLimits::Bytes bytes;
-  if (!limits_.set(high, low, bytes)) {
-    return nullptr;
-  }
-  socket_->set_limits(static_cast<std::size_t>(bytes.high), static_cast<std::size_t>(bytes.low));
-  return py::none();
-}
-
-PyObject* DatagramTransport::get_limits() {
-  return limits_.get({static_cast<Py_ssize_t>(socket_->high_water()),
-                      static_cast<Py_ssize_t>(socket_->low_water())});
+  tell_flow_control(loop_->state().str_resume_writing, "protocol.resume_writing() failed");
 }
 
 // ---- closing ----
 
-bool DatagramTransport::schedule_connection_lost(PyObject* exception) {
-  ModuleState& state = loop_->state();
-  Ref method = Ref::steal(PyObject_GetAttr(self_, state.str__call_connection_lost));
-  return method && loop_->schedule(method.get(), &exception, 1, nullptr);
-}
-
 PyObject* DatagramTransport::close() {
-  if (socket_->close() && !schedule_connection_lost(Py_None)) {
+  if (socket_->close() && !schedule_connection_lost(*loop_, self_, Py_None, nullptr)) {
     return nullptr;
   }
   return py::none();
 }
 
 PyObject* DatagramTransport::force_close(PyObject* exception) {
-  if (socket_->force_close() && !schedule_connection_lost(exception)) {
+  if (socket_->force_close() && !schedule_connection_lost(*loop_, self_, exception, nullptr)) {
     return nullptr;
   }
   return py::none();
@@ -636,7 +572,8 @@ PyObject* DatagramTransport::get_extra_info(PyObject* name, PyObject* fallback) 
 // ---- making one ----
 
 PyObject* new_datagram_transport(Loop& loop, int fd, const DatagramSpec& spec) {
-  Ref self = Ref::steal(allocate_datagram_transport(loop));
+  Ref self =
+      Ref::steal(allocate_transport<DatagramTransport>(loop.state().datagram_transport_type, loop));
   if (!self) {
     return nullptr;
   }

@@ -8,7 +8,7 @@
 #include "binding/loop.h"
 #include "binding/py/python.h"
 #include "binding/py/ref.h"
-#include "binding/stream_transport.h"
+#include "binding/transport_object.h"
 #include "core/net/datagram_socket.h"
 
 namespace cpploop {
@@ -26,13 +26,13 @@ struct DatagramSpec {
 // connection_made, the start of reading and the waiter, in asyncio's order. New reference or null;
 // on failure the socket is the caller's still.
 [[nodiscard]] PyObject* new_datagram_transport(Loop& loop, int fd, const DatagramSpec& spec);
-// An empty transport object, for the function above. New reference or null.
-[[nodiscard]] PyObject* allocate_datagram_transport(Loop& loop);
 
 // The native half of a datagram transport: hears from the socket, speaks to the protocol. Belongs
 // to the loop's thread.
 class DatagramTransport final : public DatagramEvents {
  public:
+  using Base = AsyncioTransport;
+
   DatagramTransport(PyObject* self, Loop& loop);
   ~DatagramTransport();
   DatagramTransport(const DatagramTransport&) = delete;
@@ -56,12 +56,11 @@ class DatagramTransport final : public DatagramEvents {
   [[nodiscard]] PyObject* pause_reading();
   [[nodiscard]] PyObject* resume_reading();
   [[nodiscard]] PyObject* start_reading();
-  [[nodiscard]] PyObject* set_limits(PyObject* high, PyObject* low);
-  [[nodiscard]] PyObject* get_limits();
   [[nodiscard]] PyObject* get_extra_info(PyObject* name, PyObject* fallback);
   [[nodiscard]] PyObject* extra() const noexcept;  // Borrowed.
-  void set_protocol(PyObject* protocol);
+  [[nodiscard]] bool set_protocol(PyObject* protocol);
   [[nodiscard]] PyObject* protocol() const noexcept { return protocol_.get(); }
+  [[nodiscard]] FlowLimits& limits() noexcept { return limits_; }
   [[nodiscard]] PyObject* address() const noexcept { return address_.get(); }
   [[nodiscard]] PyObject* python_socket() const noexcept { return python_socket_.get(); }
   [[nodiscard]] PyObject* call_connection_lost(PyObject* exception);
@@ -85,7 +84,6 @@ class DatagramTransport final : public DatagramEvents {
  private:
   // What became of one attempt to send; after `failed` the Python error is set.
   enum class Attempt { sent, full, failed };
-  static constexpr std::uint32_t kWarnAfterLostWrites = 5;
 
   [[nodiscard]] bool fill_extra(PyObject* given);
   [[nodiscard]] bool check_address(PyObject*& address);
@@ -97,11 +95,9 @@ class DatagramTransport final : public DatagramEvents {
   [[nodiscard]] bool send_failed();
   [[nodiscard]] bool tell_error(py::PendingError error);
   void callback_failed(const char* name);
-  void call_flow_control(PyObject* name, const char* failure);
+  void tell_flow_control(PyObject* name, const char* failure);
   void fatal_error(py::PendingError error, const char* message);
-  [[nodiscard]] bool schedule_connection_lost(PyObject* exception);
   void close_descriptor() noexcept;
-  void detach_and_close();
   void log_debug(const char* format);
 
   PyObject* self_;  // Borrowed: this lives inside it.
@@ -123,16 +119,9 @@ class DatagramTransport final : public DatagramEvents {
   bool protocol_connected_ = false;
 };
 
-struct DatagramTransportObject {
-  AsyncioTransport base;
-  alignas(DatagramTransport) unsigned char storage[sizeof(DatagramTransport)];
-  bool constructed;
-};
-
 // `object` must be a datagram transport of ours.
 [[nodiscard]] inline DatagramTransport& datagram_transport_of(PyObject* object) noexcept {
-  return *reinterpret_cast<DatagramTransport*>(
-      reinterpret_cast<DatagramTransportObject*>(object)->storage);
+  return native_of<DatagramTransport>(object);
 }
 
 }  // namespace cpploop

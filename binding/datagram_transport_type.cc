@@ -11,24 +11,16 @@ namespace cpploop {
 namespace {
 
 using py::Ref;
+using T = DatagramTransport;
 
 template <typename Body>
 [[nodiscard]] PyObject* with_transport(PyObject* self, Body body) {
-  return call_on_transport(datagram_transport_of(self), body);
-}
-
-[[nodiscard]] PyObject* object_or_none(PyObject* object) {
-  return py::new_ref(object == nullptr ? Py_None : object);
-}
-
-[[nodiscard]] PyObject* refuse_missing(const char* function, const char* name) {
-  return PyErr_Format(PyExc_TypeError, "%s() missing 1 required positional argument: '%s'",
-                      function, name);
+  return call_on_transport<T>(self, body);
 }
 
 PyObject* transport_sendto(PyObject* self, PyObject* const* values, Py_ssize_t count,
                            PyObject* keywords) {
-  return with_transport(self, [&](DatagramTransport& t) -> PyObject* {
+  return with_transport(self, [&](T& t) -> PyObject* {
     ModuleState& state = t.loop().state();
     PyObject* data = nullptr;
     PyObject* address = Py_None;
@@ -37,95 +29,19 @@ PyObject* transport_sendto(PyObject* self, PyObject* const* values, Py_ssize_t c
     if (!py::parse("sendto", {values, count, keywords}, parameters)) {
       return nullptr;
     }
-    return data == nullptr ? refuse_missing("sendto", "data") : t.sendto(data, address);
+    return data == nullptr ? py::refuse_missing("sendto", "data") : t.sendto(data, address);
   });
-}
-PyObject* transport_close(PyObject* self, PyObject*) {
-  return with_transport(self, [](DatagramTransport& t) { return t.close(); });
-}
-PyObject* transport_abort(PyObject* self, PyObject*) {
-  return with_transport(self, [](DatagramTransport& t) { return t.force_close(Py_None); });
-}
-PyObject* transport_force_close(PyObject* self, PyObject* exception) {
-  return with_transport(self, [&](DatagramTransport& t) { return t.force_close(exception); });
 }
 PyObject* transport_is_closing(PyObject* self, PyObject*) {
   // Finalisers ask this wherever the collector runs.
   if (datagram_transport_of(self).opened() && datagram_transport_of(self).loop().is_elsewhere()) {
     return py::boolean(datagram_transport_of(self).socket().is_closing());
   }
-  return with_transport(self,
-                        [](DatagramTransport& t) { return py::boolean(t.socket().is_closing()); });
-}
-PyObject* transport_pause_reading(PyObject* self, PyObject*) {
-  return with_transport(self, [](DatagramTransport& t) { return t.pause_reading(); });
-}
-PyObject* transport_resume_reading(PyObject* self, PyObject*) {
-  return with_transport(self, [](DatagramTransport& t) { return t.resume_reading(); });
-}
-PyObject* transport_is_reading(PyObject* self, PyObject*) {
-  return with_transport(self,
-                        [](DatagramTransport& t) { return py::boolean(t.socket().is_reading()); });
-}
-PyObject* transport_start_reading(PyObject* self, PyObject*) {
-  return with_transport(self, [](DatagramTransport& t) { return t.start_reading(); });
+  return with_transport(self, [](T& t) { return py::boolean(t.socket().is_closing()); });
 }
 PyObject* transport_get_write_buffer_size(PyObject* self, PyObject*) {
-  return with_transport(
-      self, [](DatagramTransport& t) { return PyLong_FromSize_t(t.socket().queued_size()); });
+  return with_transport(self, [](T& t) { return PyLong_FromSize_t(t.socket().queued_size()); });
 }
-PyObject* transport_get_write_buffer_limits(PyObject* self, PyObject*) {
-  return with_transport(self, [](DatagramTransport& t) { return t.get_limits(); });
-}
-PyObject* transport_set_write_buffer_limits(PyObject* self, PyObject* const* values,
-                                            Py_ssize_t count, PyObject* keywords) {
-  return with_transport(self, [&](DatagramTransport& t) -> PyObject* {
-    ModuleState& state = t.loop().state();
-    PyObject* high = Py_None;
-    PyObject* low = Py_None;
-    const py::Parameter parameters[] = {{state.str_high, &high, false},
-                                        {state.str_low, &low, false}};
-    if (!py::parse("set_write_buffer_limits", {values, count, keywords}, parameters)) {
-      return nullptr;
-    }
-    return t.set_limits(high, low);
-  });
-}
-PyObject* transport_set_protocol(PyObject* self, PyObject* const* values, Py_ssize_t count,
-                                 PyObject* keywords) {
-  return with_transport(self, [&](DatagramTransport& t) -> PyObject* {
-    PyObject* protocol =
-        py::only_argument("set_protocol", t.loop().state().str_protocol, {values, count, keywords});
-    if (protocol == nullptr) {
-      return nullptr;
-    }
-    t.set_protocol(protocol);
-    return py::none();
-  });
-}
-PyObject* transport_get_protocol(PyObject* self, PyObject*) {
-  return with_transport(self, [](DatagramTransport& t) { return object_or_none(t.protocol()); });
-}
-PyObject* transport_get_extra_info(PyObject* self, PyObject* const* values, Py_ssize_t count,
-                                   PyObject* keywords) {
-  return with_transport(self, [&](DatagramTransport& t) -> PyObject* {
-    ModuleState& state = t.loop().state();
-    PyObject* name = nullptr;
-    PyObject* fallback = Py_None;
-    const py::Parameter parameters[] = {{state.str_name, &name, false},
-                                        {state.str_default, &fallback, false}};
-    if (!py::parse("get_extra_info", {values, count, keywords}, parameters)) {
-      return nullptr;
-    }
-    return name == nullptr ? refuse_missing("get_extra_info", "name")
-                           : t.get_extra_info(name, fallback);
-  });
-}
-PyObject* transport_call_connection_lost(PyObject* self, PyObject* exception) {
-  return with_transport(self,
-                        [&](DatagramTransport& t) { return t.call_connection_lost(exception); });
-}
-
 PyObject* transport_repr(PyObject* self) {
   DatagramTransport& t = datagram_transport_of(self);
   if (!t.opened()) {
@@ -144,97 +60,19 @@ PyObject* transport_repr(PyObject* self) {
 // ---- attributes that asyncio's own transports have ----
 
 PyObject* get_extra(PyObject* self, void*) {
-  return with_transport(self, [](DatagramTransport& t) { return object_or_none(t.extra()); });
-}
-PyObject* get_loop(PyObject* self, void*) {
-  DatagramTransport& t = datagram_transport_of(self);
-  return t.descriptor_open() ? py::new_ref(t.loop().self()) : py::none();
+  return with_transport(self, [](T& t) { return py::or_none(t.extra()); });
 }
 PyObject* get_sock(PyObject* self, void*) {
-  return with_transport(self, [](DatagramTransport& t) {
-    return object_or_none(t.descriptor_open() ? t.python_socket() : nullptr);
-  });
-}
-PyObject* get_sock_fd(PyObject* self, void*) {
-  return PyLong_FromLong(datagram_transport_of(self).descriptor_number());
+  return with_transport(
+      self, [](T& t) { return py::or_none(t.descriptor_open() ? t.python_socket() : nullptr); });
 }
 PyObject* get_address(PyObject* self, void*) {
-  return with_transport(self, [](DatagramTransport& t) { return object_or_none(t.address()); });
-}
-PyObject* get_protocol(PyObject* self, void*) { return transport_get_protocol(self, nullptr); }
-int set_protocol(PyObject* self, PyObject* value, void*) {
-  return py::guard_int([&] {
-    if (value == nullptr) {
-      PyErr_SetString(PyExc_TypeError, "a transport's protocol cannot be deleted");
-      return -1;
-    }
-    DatagramTransport* transport = usable_transport(datagram_transport_of(self));
-    if (transport == nullptr) {
-      return -1;
-    }
-    transport->set_protocol(value);
-    return 0;
-  });
+  return with_transport(self, [](T& t) { return py::or_none(t.address()); });
 }
 PyObject* get_closing(PyObject* self, void*) { return transport_is_closing(self, nullptr); }
-PyObject* get_conn_lost(PyObject* self, void*) {
-  return with_transport(
-      self, [](DatagramTransport& t) { return PyLong_FromUnsignedLong(t.socket().lost_count()); });
-}
 PyObject* get_paused(PyObject* self, void*) {
-  return with_transport(self,
-                        [](DatagramTransport& t) { return py::boolean(t.socket().paused()); });
+  return with_transport(self, [](T& t) { return py::boolean(t.socket().paused()); });
 }
-PyObject* get_protocol_paused(PyObject* self, void*) {
-  return with_transport(
-      self, [](DatagramTransport& t) { return py::boolean(t.socket().writing_paused()); });
-}
-PyObject* get_high_water(PyObject* self, void*) {
-  return with_transport(
-      self, [](DatagramTransport& t) { return PyLong_FromSize_t(t.socket().high_water()); });
-}
-PyObject* get_low_water(PyObject* self, void*) {
-  return with_transport(
-      self, [](DatagramTransport& t) { return PyLong_FromSize_t(t.socket().low_water()); });
-}
-
-// ---- life ----
-
-int transport_traverse(PyObject* self, visitproc visit, void* arg) {
-  auto* object = reinterpret_cast<DatagramTransportObject*>(self);
-  Py_VISIT(Py_TYPE(self));
-  Py_VISIT(object->base.extra);
-  return object->constructed ? datagram_transport_of(self).traverse(visit, arg) : 0;
-}
-
-int transport_clear(PyObject* self) {
-  auto* object = reinterpret_cast<DatagramTransportObject*>(self);
-  Py_CLEAR(object->base.extra);
-  if (object->constructed) {
-    datagram_transport_of(self).clear();
-  }
-  return 0;
-}
-
-void transport_finalize(PyObject* self) {
-  if (reinterpret_cast<DatagramTransportObject*>(self)->constructed) {
-    datagram_transport_of(self).finalize();
-  }
-}
-
-void transport_dealloc(PyObject* self) {
-  PyTypeObject* type = Py_TYPE(self);
-  PyObject_GC_UnTrack(self);
-  auto* object = reinterpret_cast<DatagramTransportObject*>(self);
-  if (object->constructed) {
-    object->constructed = false;
-    datagram_transport_of(self).~DatagramTransport();
-  }
-  Py_CLEAR(object->base.extra);
-  type->tp_free(self);
-  Py_DECREF(type);
-}
-
 using py::as_cfunction;
 using py::kFast;
 
@@ -244,75 +82,75 @@ PyMethodDef transport_methods[] = {
      "Send one datagram, now or as soon as the kernel has room (asyncio.DatagramTransport.sendto)."
      "\n\ndata: bytes, bytearray or memoryview; may be changed after the call.\n"
      "addr: whom to; None on an endpoint that has its one remote address."},
-    {"close", transport_close, METH_NOARGS,
+    {"close", transport_method<T, &T::close>, METH_NOARGS,
      "close($self, /)\n--\n\n"
      "Send what is queued, then close; nothing more is received (asyncio.BaseTransport.close)."},
-    {"abort", transport_abort, METH_NOARGS,
+    {"abort", transport_abort<T>, METH_NOARGS,
      "abort($self, /)\n--\n\nClose at once, dropping what is queued "
      "(asyncio.DatagramTransport.abort)."},
     {"is_closing", transport_is_closing, METH_NOARGS,
      "is_closing($self, /)\n--\n\n"
      "Whether the transport is closing or closed (asyncio.BaseTransport.is_closing)."},
-    {"pause_reading", transport_pause_reading, METH_NOARGS,
+    {"pause_reading", transport_method<T, &T::pause_reading>, METH_NOARGS,
      "pause_reading($self, /)\n--\n\n"
      "Deliver nothing until resume_reading() (asyncio.ReadTransport.pause_reading)."},
-    {"resume_reading", transport_resume_reading, METH_NOARGS,
+    {"resume_reading", transport_method<T, &T::resume_reading>, METH_NOARGS,
      "resume_reading($self, /)\n--\n\n"
      "Deliver again after pause_reading() (asyncio.ReadTransport.resume_reading)."},
-    {"is_reading", transport_is_reading, METH_NOARGS,
+    {"is_reading", transport_is_reading<T>, METH_NOARGS,
      "is_reading($self, /)\n--\n\n"
      "Whether the transport is neither paused nor closing (asyncio.ReadTransport.is_reading)."},
     {"get_write_buffer_size", transport_get_write_buffer_size, METH_NOARGS,
      "get_write_buffer_size($self, /)\n--\n\n"
      "What waits to be sent, as the running asyncio counts it: bytes, and with most Pythons eight\n"
      "more for each datagram (asyncio.WriteTransport.get_write_buffer_size)."},
-    {"get_write_buffer_limits", transport_get_write_buffer_limits, METH_NOARGS,
+    {"get_write_buffer_limits", transport_get_write_buffer_limits<T>, METH_NOARGS,
      "get_write_buffer_limits($self, /)\n--\n\n"
      "The watermarks (low, high) in bytes (asyncio.WriteTransport.get_write_buffer_limits)."},
-    {"set_write_buffer_limits", as_cfunction(transport_set_write_buffer_limits), kFast,
+    {"set_write_buffer_limits", as_cfunction(transport_set_write_buffer_limits<T>), kFast,
      "set_write_buffer_limits($self, /, high=None, low=None)\n--\n\n"
      "Set the watermarks in bytes (asyncio.WriteTransport.set_write_buffer_limits).\n\n"
      "ValueError unless high >= low >= 0."},
-    {"set_protocol", as_cfunction(transport_set_protocol), kFast,
+    {"set_protocol", as_cfunction(transport_set_protocol<T>), kFast,
      "set_protocol($self, /, protocol)\n--\n\n"
      "Speak to another protocol from now on (asyncio.BaseTransport.set_protocol)."},
-    {"get_protocol", transport_get_protocol, METH_NOARGS,
+    {"get_protocol", transport_get_protocol<T>, METH_NOARGS,
      "get_protocol($self, /)\n--\n\nThe current protocol (asyncio.BaseTransport.get_protocol)."},
-    {"get_extra_info", as_cfunction(transport_get_extra_info), kFast,
+    {"get_extra_info", as_cfunction(transport_get_extra_info<T>), kFast,
      "get_extra_info($self, /, name, default=None)\n--\n\n"
      "What is known of the endpoint: 'socket', 'sockname', 'peername'\n"
      "(asyncio.BaseTransport.get_extra_info)."},
-    {"_force_close", transport_force_close, METH_O,
+    {"_force_close", transport_method<T, &T::force_close>, METH_O,
      "_force_close($self, exc, /)\n--\n\nClose at once; connection_lost() is told exc."},
-    {"_start_reading", transport_start_reading, METH_NOARGS,
+    {"_start_reading", transport_method<T, &T::start_reading>, METH_NOARGS,
      "_start_reading($self, /)\n--\n\nReceive for the first time."},
-    {"_call_connection_lost", transport_call_connection_lost, METH_O,
+    {"_call_connection_lost", transport_method<T, &T::call_connection_lost>, METH_O,
      "_call_connection_lost($self, exc, /)\n--\n\nEnd the endpoint and tell the protocol."},
     {nullptr, nullptr, 0, nullptr},
 };
 
 PyGetSetDef transport_getset[] = {
     {"_extra", get_extra, nullptr, nullptr, nullptr},
-    {"_loop", get_loop, nullptr, nullptr, nullptr},
+    {"_loop", get_loop_attribute<T>, nullptr, nullptr, nullptr},
     {"_sock", get_sock, nullptr, nullptr, nullptr},
-    {"_sock_fd", get_sock_fd, nullptr, nullptr, nullptr},
+    {"_sock_fd", get_sock_fd_attribute<T>, nullptr, nullptr, nullptr},
     {"_address", get_address, nullptr, nullptr, nullptr},
-    {"_protocol", get_protocol, set_protocol, nullptr, nullptr},
+    {"_protocol", get_protocol_attribute<T>, set_protocol_attribute<T>, nullptr, nullptr},
     {"_closing", get_closing, nullptr, nullptr, nullptr},
-    {"_conn_lost", get_conn_lost, nullptr, nullptr, nullptr},
+    {"_conn_lost", get_conn_lost_attribute<T>, nullptr, nullptr, nullptr},
     {"_paused", get_paused, nullptr, nullptr, nullptr},
-    {"_protocol_paused", get_protocol_paused, nullptr, nullptr, nullptr},
-    {"_high_water", get_high_water, nullptr, nullptr, nullptr},
-    {"_low_water", get_low_water, nullptr, nullptr, nullptr},
+    {"_protocol_paused", get_protocol_paused_attribute<T>, nullptr, nullptr, nullptr},
+    {"_high_water", get_high_water_attribute<T>, nullptr, nullptr, nullptr},
+    {"_low_water", get_low_water_attribute<T>, nullptr, nullptr, nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr},
 };
 
 PyType_Slot transport_slots[] = {
     {Py_tp_doc, const_cast<char*>("A datagram socket, UDP or Unix (asyncio.DatagramTransport).")},
-    {Py_tp_dealloc, reinterpret_cast<void*>(transport_dealloc)},
-    {Py_tp_finalize, reinterpret_cast<void*>(transport_finalize)},
-    {Py_tp_traverse, reinterpret_cast<void*>(transport_traverse)},
-    {Py_tp_clear, reinterpret_cast<void*>(transport_clear)},
+    {Py_tp_dealloc, reinterpret_cast<void*>(dealloc_transport<T>)},
+    {Py_tp_finalize, reinterpret_cast<void*>(finalize_transport<T>)},
+    {Py_tp_traverse, reinterpret_cast<void*>(traverse_transport<T>)},
+    {Py_tp_clear, reinterpret_cast<void*>(clear_transport<T>)},
     {Py_tp_repr, reinterpret_cast<void*>(transport_repr)},
     {Py_tp_methods, transport_methods},
     {Py_tp_getset, transport_getset},
@@ -321,7 +159,7 @@ PyType_Slot transport_slots[] = {
 
 PyType_Spec transport_spec = {
     "cpploop._native.DatagramTransportBase",
-    sizeof(DatagramTransportObject),
+    sizeof(TransportObject<T>),
     0,
     Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE |
         Py_TPFLAGS_DISALLOW_INSTANTIATION,
@@ -350,32 +188,12 @@ PyType_Spec transport_spec = {
 
 }  // namespace
 
-PyObject* allocate_datagram_transport(Loop& loop) {
-  PyTypeObject* type = loop.state().datagram_transport_type;
-  Ref self = Ref::steal(type->tp_alloc(type, 0));
-  if (!self) {
-    return nullptr;
-  }
-  auto* object = reinterpret_cast<DatagramTransportObject*>(self.get());
-  new (object->storage) DatagramTransport(self.get(), loop);
-  object->constructed = true;
-  return self.release();
-}
-
 bool add_datagram_transport_type(PyObject* module, ModuleState& state) {
-  Ref transports = Ref::steal(PyImport_ImportModule("asyncio.transports"));
-  Ref base = transports ? Ref::steal(PyObject_GetAttrString(transports.get(), "_FlowControlMixin"))
-                        : Ref();
+  Ref base = asyncio_transport_class("_FlowControlMixin", sizeof(AsyncioTransport));
   Ref interface =
-      base ? Ref::steal(PyObject_GetAttrString(transports.get(), "DatagramTransport")) : Ref();
+      base ? asyncio_transport_class("DatagramTransport", sizeof(AsyncioReadTransport)) : Ref();
   Ref bases = interface ? Ref::steal(PyTuple_Pack(1, base.get())) : Ref();
   if (!bases || !read_rules(state)) {
-    return false;
-  }
-  if (reinterpret_cast<PyTypeObject*>(base.get())->tp_basicsize !=
-      static_cast<Py_ssize_t>(sizeof(AsyncioTransport))) {
-    PyErr_SetString(PyExc_ImportError,
-                    "cpploop was not built for this Python: asyncio.Transport has another size");
     return false;
   }
   state.datagram_transport_base = reinterpret_cast<PyTypeObject*>(

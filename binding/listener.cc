@@ -102,8 +102,7 @@ class ServerListener final : public ListenerEvents {
 
   void on_exhausted(int error) override {
     py::InContext accepting(context_.get());
-    errno = error;
-    PyErr_SetFromErrno(PyExc_OSError);
+    py::set_os_error(error);
     PendingError exception = PendingError::take();
     Ref result = Ref::steal(
         PyObject_CallMethodObjArgs(loop_.state().support, loop_.state().str__accept_exhausted,
@@ -115,8 +114,7 @@ class ServerListener final : public ListenerEvents {
 
   void on_listener_error(int error) override {
     py::InContext accepting(context_.get());
-    errno = error;
-    PyErr_SetFromErrno(PyExc_OSError);
+    py::set_os_error(error);
     loop_.report("Exception in callback Listener.accept()", PendingError::take(), nullptr, nullptr);
   }
 

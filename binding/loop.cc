@@ -121,8 +121,7 @@ bool Loop::ended_well(int error) {
     return false;
   }
   if (error != 0) {
-    errno = error;
-    PyErr_SetFromErrno(PyExc_OSError);
+    py::set_os_error(error);
     return false;
   }
   return true;
@@ -503,8 +502,7 @@ PyObject* Loop::add_watcher(int fd, Wanted what, PyObject* callback, PyObject* c
   }
   const ReadinessWatchers::Added added = engine_.watchers().add(fd, what, handle.get());
   if (added.error != 0) {
-    errno = added.error;
-    PyErr_SetFromErrno(PyExc_OSError);
+    py::set_os_error(added.error);
     return nullptr;
   }
   Ref result = handle.dup();
@@ -521,8 +519,7 @@ PyObject* Loop::add_watcher(int fd, Wanted what, PyObject* callback, PyObject* c
 bool Loop::watch(int fd, Wanted what, PyObject* operation) {
   const ReadinessWatchers::Added added = engine_.watchers().add(fd, what, operation);
   if (added.error != 0) {
-    errno = added.error;
-    PyErr_SetFromErrno(PyExc_OSError);
+    py::set_os_error(added.error);
     return false;
   }
   Py_INCREF(operation);  // The watchers'.

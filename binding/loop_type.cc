@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <climits>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -31,12 +32,6 @@ struct CallbackCall {
   Py_ssize_t arg_count = 0;
   PyObject* context = nullptr;
 };
-
-[[nodiscard]] bool refuse_missing(const char* function, const char* parameter) {
-  PyErr_Format(PyExc_TypeError, "%s() missing 1 required positional argument: '%s'", function,
-               parameter);
-  return false;
-}
 
 // Keywords other than context: allowed by asyncio's signatures, met in practice hardly ever.
 [[nodiscard]] bool take_keyword(ModuleState& state, const char* function, PyObject* leading_name,
@@ -82,10 +77,10 @@ struct CallbackCall {
     }
   }
   if (leading_name != nullptr && call.leading == nullptr) {
-    return refuse_missing(function, PyUnicode_AsUTF8(leading_name));
+    return py::refuse_missing(function, PyUnicode_AsUTF8(leading_name)) != nullptr;
   }
   if (call.callback == nullptr) {
-    return refuse_missing(function, "callback");
+    return py::refuse_missing(function, "callback") != nullptr;
   }
   if (call.context == Py_None) {
     call.context = nullptr;
@@ -589,6 +584,33 @@ PyObject* loop_ensure_fd_no_transport(PyObject* self, PyObject* object) {
   });
 }
 
+// The arguments of a _make_*_transport(): the first two must be given, and None stands for the
+// absence of the others. False with the Python error set.
+[[nodiscard]] bool read_transport_arguments(Loop& loop, const char* function, const CallArgs& args,
+                                            std::span<const py::Parameter> parameters) {
+  if (!py::parse(function, args, parameters) || !loop.check_open() || !loop.check_thread()) {
+    return false;
+  }
+  constexpr std::size_t kRequired = 2;
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    PyObject*& value = *parameters[i].target;
+    if (i < kRequired && value == nullptr) {
+      (void)py::refuse_missing(function, PyUnicode_AsUTF8(parameters[i].name));
+      return false;
+    }
+    if (i >= kRequired && value == Py_None) {
+      value = nullptr;
+    }
+  }
+  return true;
+}
+
+// The descriptor of a socket that no transport has yet. Negative with the Python error set.
+[[nodiscard]] int free_descriptor_of(Loop& loop, PyObject* sock) {
+  const int fd = descriptor_of(sock);
+  return fd >= 0 && ensure_no_transport(loop, fd, sock) ? fd : -1;
+}
+
 PyObject* loop_make_socket_transport(PyObject* self, PyObject* const* values, Py_ssize_t count,
                                      PyObject* keywords) {
   return py::guard([&]() -> PyObject* {
@@ -600,24 +622,12 @@ PyObject* loop_make_socket_transport(PyObject* self, PyObject* const* values, Py
         {state.str_waiter, &spec.waiter, false}, {state.str_extra, &spec.extra, true},
         {state.str_server, &spec.server, true},  {state.str_context, &spec.context, true},
     };
-    if (!py::parse("_make_socket_transport", {values, count, keywords}, parameters) ||
-        !loop.check_open() || !loop.check_thread()) {
+    if (!read_transport_arguments(loop, "_make_socket_transport", {values, count, keywords},
+                                  parameters)) {
       return nullptr;
     }
-    if (spec.sock == nullptr || spec.protocol == nullptr) {
-      (void)refuse_missing("_make_socket_transport", spec.sock == nullptr ? "sock" : "protocol");
-      return nullptr;
-    }
-    for (PyObject** optional : {&spec.waiter, &spec.extra, &spec.server, &spec.context}) {
-      if (*optional == Py_None) {
-        *optional = nullptr;
-      }
-    }
-    const int fd = descriptor_of(spec.sock);
-    if (fd < 0 || !ensure_no_transport(loop, fd, spec.sock)) {
-      return nullptr;
-    }
-    return new_stream_transport(loop, fd, spec);
+    const int fd = free_descriptor_of(loop, spec.sock);
+    return fd < 0 ? nullptr : new_stream_transport(loop, fd, spec);
   });
 }
 
@@ -633,19 +643,7 @@ PyObject* loop_make_socket_transport(PyObject* self, PyObject* const* values, Py
                                         {state.str_protocol, &spec.protocol, false},
                                         {state.str_waiter, &spec.waiter, false},
                                         {state.str_extra, &spec.extra, false}};
-    if (!py::parse(function, args, parameters) || !loop.check_open() || !loop.check_thread()) {
-      return nullptr;
-    }
-    if (spec.pipe == nullptr || spec.protocol == nullptr) {
-      (void)refuse_missing(function, spec.pipe == nullptr ? "pipe" : "protocol");
-      return nullptr;
-    }
-    for (PyObject** optional : {&spec.waiter, &spec.extra}) {
-      if (*optional == Py_None) {
-        *optional = nullptr;
-      }
-    }
-    return make(loop, spec);
+    return read_transport_arguments(loop, function, args, parameters) ? make(loop, spec) : nullptr;
   });
 }
 
@@ -679,25 +677,12 @@ PyObject* loop_make_native_datagram_transport(PyObject* self, PyObject* const* v
         {state.str_address, &spec.address, false}, {state.str_waiter, &spec.waiter, false},
         {state.str_extra, &spec.extra, false},
     };
-    if (!py::parse("_make_native_datagram_transport", {values, count, keywords}, parameters) ||
-        !loop.check_open() || !loop.check_thread()) {
+    if (!read_transport_arguments(loop, "_make_native_datagram_transport",
+                                  {values, count, keywords}, parameters)) {
       return nullptr;
     }
-    if (spec.sock == nullptr || spec.protocol == nullptr) {
-      (void)refuse_missing("_make_native_datagram_transport",
-                           spec.sock == nullptr ? "sock" : "protocol");
-      return nullptr;
-    }
-    for (PyObject** optional : {&spec.address, &spec.waiter, &spec.extra}) {
-      if (*optional == Py_None) {
-        *optional = nullptr;
-      }
-    }
-    const int fd = descriptor_of(spec.sock);
-    if (fd < 0 || !ensure_no_transport(loop, fd, spec.sock)) {
-      return nullptr;
-    }
-    return new_datagram_transport(loop, fd, spec);
+    const int fd = free_descriptor_of(loop, spec.sock);
+    return fd < 0 ? nullptr : new_datagram_transport(loop, fd, spec);
   });
 }
 

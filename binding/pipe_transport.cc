@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "binding/handle.h"
+#include "binding/py/guard.h"
 
 namespace cpploop {
 
@@ -17,8 +18,7 @@ using py::Ref;
 namespace {
 
 [[nodiscard]] bool raise_os_error(int error) {
-  errno = error;
-  PyErr_SetFromErrno(PyExc_OSError);
+  py::set_os_error(error);
   return false;
 }
 
@@ -82,11 +82,7 @@ bool PipeTransport::schedule_start(const PipeSpec& spec, bool watches) {
       return false;
     }
   }
-  if (spec.waiter != nullptr) {
-    PyObject* arguments[] = {spec.waiter, Py_None};
-    return loop_->schedule(state.set_result_unless_cancelled, arguments, 2, nullptr);
-  }
-  return true;
+  return schedule_waiter(*loop_, spec.waiter, nullptr);
 }
 
 bool PipeTransport::file_is_open() {
@@ -133,8 +129,7 @@ bool PipeTransport::schedule_lost(PyObject* exception) {
   if (lost_scheduled_ || !pipe_) {
     return true;
   }
-  Ref method = Ref::steal(PyObject_GetAttr(self_, loop_->state().str__call_connection_lost));
-  if (!method || !loop_->schedule(method.get(), &exception, 1, nullptr)) {
+  if (!schedule_connection_lost(*loop_, self_, exception, nullptr)) {
     return false;
   }
   lost_scheduled_ = true;
@@ -184,11 +179,7 @@ void PipeTransport::finalize() {
     return;
   }
   PendingError saved = PendingError::take();
-  Ref warned = Ref::steal(PyObject_CallMethodObjArgs(loop_->state().support,
-                                                     loop_->state().str__unclosed, self_, nullptr));
-  if (!warned) {
-    PyErr_WriteUnraisable(self_);
-  }
+  warn_unclosed(loop_->state(), self_);
   // What else is in this garbage may still call: it finds the transport closed.
   closing_ = true;
   if (!close_file()) {
@@ -207,17 +198,6 @@ void PipeTransport::set_pipe(PyObject* pipe) {
 
 void PipeTransport::set_protocol_object(PyObject* protocol) {
   Ref old = std::exchange(protocol_, Ref::borrow(protocol));
-}
-
-// Calls a logging helper of the edge with the transport; debug mode only.
-void PipeTransport::log(const char* function, const char* text) {
-  if (loop_->debug()) {
-    Ref logged =
-        Ref::steal(PyObject_CallMethod(loop_->state().support, function, "sO", text, self_));
-    if (!logged) {
-      PyErr_WriteUnraisable(self_);
-    }
-  }
 }
 
 int PipeTransport::traverse_shared(visitproc visit, void* arg) const {
@@ -377,10 +357,11 @@ PyObject* ReadPipeTransport::call_connection_lost(PyObject* exception) {
   return none_if(done);
 }
 
-void ReadPipeTransport::set_protocol(PyObject* protocol) {
+bool ReadPipeTransport::set_protocol(PyObject* protocol) {
   protocol_seen_ = false;
   feed_.detach();
   set_protocol_object(protocol);
+  return true;
 }
 
 int ReadPipeTransport::traverse(visitproc visit, void* arg) const {
@@ -553,15 +534,10 @@ bool WritePipeTransport::close_with(PyObject* exception) {
   return (!waited || unwatch(kWantWritable)) && unwatch(kWantReadable) && schedule_lost(exception);
 }
 
-// asyncio's warning about a program that goes on writing into nothing.
 PyObject* WritePipeTransport::count_lost_write() {
-  if (lost_count_ >= kWarnAfterLostWrites) {
-    ModuleState& state = loop_->state();
-    Ref logged =
-        Ref::steal(PyObject_CallMethodNoArgs(state.support, state.str__log_closed_pipe_write));
-    if (!logged) {
-      return nullptr;
-    }
+  ModuleState& state = loop_->state();
+  if (!warn_of_lost_writes(state, lost_count_, state.str__log_closed_pipe_write)) {
+    return nullptr;
   }
   if (lost_count_ != UINT32_MAX) {  // Zero would mean that nothing was lost.
     ++lost_count_;

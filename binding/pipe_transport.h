@@ -9,6 +9,8 @@
 #include "binding/py/python.h"
 #include "binding/py/ref.h"
 #include "binding/stream_feed.h"
+#include "binding/transport_object.h"
+#include "binding/transport_parts.h"
 #include "core/net/pipe_writer.h"
 #include "core/os/pipe_ops.h"
 
@@ -70,7 +72,7 @@ class PipeTransport {
   [[nodiscard]] bool lose(PyObject* exception);
   void set_protocol_object(PyObject* protocol);
 
-  void log(const char* function, const char* text);
+  void log(const char* function, const char* text) { log_in_debug(*loop_, self_, function, text); }
   [[nodiscard]] int traverse_shared(visitproc visit, void* arg) const;
   void clear_shared() noexcept;
 
@@ -93,10 +95,7 @@ class PipeTransport {
 
 class ReadPipeTransport final : public PipeTransport {
  public:
-  // asyncio.ReadTransport, whose size is checked when the type is made.
-  struct Base {
-    PyObject_HEAD PyObject* extra;
-  };
+  using Base = AsyncioReadTransport;
   // What one read brings at most: asyncio's max_size, and all of the loop's scratch buffer.
   static constexpr std::size_t kReadMax = Loop::kScratchSize;
 
@@ -113,7 +112,7 @@ class ReadPipeTransport final : public PipeTransport {
   [[nodiscard]] PyObject* resume_reading();
   [[nodiscard]] PyObject* close();
   [[nodiscard]] PyObject* call_connection_lost(PyObject* exception);
-  void set_protocol(PyObject* protocol);
+  [[nodiscard]] bool set_protocol(PyObject* protocol);
 
   [[nodiscard]] int traverse(visitproc visit, void* arg) const;
   void clear() noexcept;
@@ -137,15 +136,8 @@ class ReadPipeTransport final : public PipeTransport {
 
 class WritePipeTransport final : public PipeTransport {
  public:
-  // asyncio's _FlowControlMixin, whose size is checked when the type is made. The watermarks live
-  // in its slots, and its own methods judge them.
-  struct Base {
-    PyObject_HEAD PyObject* extra;
-    PyObject* high_water;
-    PyObject* loop;
-    PyObject* low_water;
-    PyObject* protocol_paused;
-  };
+  // The watermarks live in its slots, and its own methods judge them.
+  using Base = AsyncioTransport;
 
   WritePipeTransport(PyObject* self, Loop& loop);
   ~WritePipeTransport();
@@ -163,14 +155,15 @@ class WritePipeTransport final : public PipeTransport {
   [[nodiscard]] PyObject* close();
   [[nodiscard]] PyObject* abort();
   [[nodiscard]] PyObject* call_connection_lost(PyObject* exception);
-  void set_protocol(PyObject* protocol) { set_protocol_object(protocol); }
+  [[nodiscard]] bool set_protocol(PyObject* protocol) {
+    set_protocol_object(protocol);
+    return true;
+  }
 
   [[nodiscard]] int traverse(visitproc visit, void* arg) const;
   void clear() noexcept;
 
  private:
-  static constexpr std::uint32_t kWarnAfterLostWrites = 5;
-
   [[nodiscard]] PyObject* queue_rest(OutgoingBytes& outgoing, std::size_t sent);
   [[nodiscard]] bool judge_high_water();
   [[nodiscard]] bool judge_low_water();
@@ -184,18 +177,5 @@ class WritePipeTransport final : public PipeTransport {
   // Writes that were lost, and one for the error that made them so.
   std::uint32_t lost_count_ = 0;
 };
-
-template <typename Transport>
-struct PipeObject {
-  typename Transport::Base base;
-  alignas(Transport) unsigned char storage[sizeof(Transport)];
-  bool constructed;
-};
-
-// `object` must be a transport of that kind.
-template <typename Transport>
-[[nodiscard]] Transport& pipe_of(PyObject* object) noexcept {
-  return *reinterpret_cast<Transport*>(reinterpret_cast<PipeObject<Transport>*>(object)->storage);
-}
 
 }  // namespace cpploop

@@ -33,11 +33,6 @@ constexpr SockCallTraits kTraits[] = {
   return error == EAGAIN || error == EALREADY || error == EINPROGRESS || error == EINTR;
 }
 
-void set_os_error(int error) {
-  errno = error;
-  PyErr_SetFromErrno(PyExc_OSError);
-}
-
 // Runs a part of the coroutine; memory that runs out in C++ is Python's MemoryError.
 template <typename Body>
 [[nodiscard]] PySendResult guarded(Body body) {
@@ -512,7 +507,7 @@ SockOperation::Attempt SockOperation::attempt_when_ready(Ref& result) {
   if (socket_descriptor(loop_->state(), sock_.get()) != fd_) {
     // It was closed while a duplicate of it kept the registration alive: the number may be another
     // connection's by now.
-    set_os_error(EBADF);
+    py::set_os_error(EBADF);
     return Attempt::failed;
   }
   const Attempt outcome = call_ == SockCall::connect ? connect_outcome(result) : attempt(result);
@@ -586,7 +581,7 @@ SockOperation::Attempt SockOperation::receive(Ref& result, bool with_peer) {
   }
   if (!received.ok()) {
     if (PyErr_Occurred() == nullptr) {
-      set_os_error(received.error);
+      py::set_os_error(received.error);
     }
     return Attempt::failed;
   }
@@ -614,7 +609,7 @@ SockOperation::Attempt SockOperation::receive_into(Ref& result, bool with_peer) 
     return Attempt::again;
   }
   if (!received.ok()) {
-    set_os_error(received.error);
+    py::set_os_error(received.error);
     return Attempt::failed;
   }
   Ref count = Ref::steal(PyLong_FromLongLong(received.value));
@@ -633,7 +628,7 @@ SockOperation::Attempt SockOperation::send_rest(Ref& result) {
     return Attempt::again;
   }
   if (!sent.ok()) {
-    set_os_error(sent.error);
+    py::set_os_error(sent.error);
     return Attempt::failed;
   }
   size_ += static_cast<std::size_t>(sent.value);
@@ -652,7 +647,7 @@ SockOperation::Attempt SockOperation::accept(Ref& result) {
     return Attempt::again;
   }
   if (!accepted.ok()) {
-    set_os_error(accepted.error);
+    py::set_os_error(accepted.error);
     return Attempt::failed;
   }
   Ref sock = Ref::steal(

@@ -11,6 +11,7 @@
 #include "binding/py/context.h"
 #include "binding/py/guard.h"
 #include "binding/tls/tls_protocol.h"
+#include "binding/transport_parts.h"
 
 namespace cpploop {
 
@@ -22,8 +23,7 @@ namespace {
 constexpr const char* kWriteReadyFailed = "Exception in callback StreamTransport._write_ready()";
 
 [[nodiscard]] PendingError os_error(int error) {
-  errno = error;
-  PyErr_SetFromErrno(PyExc_OSError);
+  py::set_os_error(error);
   return PendingError::take();
 }
 
@@ -71,19 +71,7 @@ bool StreamTransport::open(UniqueFd fd, const TransportSpec& spec, const os::Soc
     }
   }
 
-  // asyncio's order: connection_made, then reading, then the waiter, as three callbacks.
-  Ref connection_made = Ref::steal(PyObject_GetAttr(spec.protocol, state.str_connection_made));
-  Ref start = Ref::steal(PyObject_GetAttr(self_, state.str__start_reading));
-  if (!connection_made || !start ||
-      !loop_->schedule(connection_made.get(), &self_, 1, context_.get()) ||
-      !loop_->schedule(start.get(), nullptr, 0, context_.get())) {
-    return false;
-  }
-  if (spec.waiter != nullptr) {
-    PyObject* arguments[] = {spec.waiter, Py_None};
-    return loop_->schedule(state.set_result_unless_cancelled, arguments, 2, context_.get());
-  }
-  return true;
+  return schedule_opening(*loop_, self_, spec.protocol, spec.waiter, context_.get());
 }
 
 void StreamTransport::give_back() {
@@ -102,33 +90,19 @@ void StreamTransport::give_back() {
   }
 }
 
-// The one place where the descriptor is closed. A Python socket that shares it lets go first; if it
-// no longer holds our number, somebody closed it behind our back, the number may be another file's
-// by now, and it is not ours to close.
+// The one place where the descriptor is closed.
 void StreamTransport::close_descriptor() noexcept {
-  py::unless_thread_ends([this] { detach_and_close(); });
-}
-
-void StreamTransport::detach_and_close() {
-  if (!descriptor_open()) {
-    return;
-  }
-  UniqueFd fd = socket_->take_fd();
-  if (lent_) {
-    // Somebody sends on a duplicate, which would keep the connection up.
-    os::shutdown_both(fd.get());
-  }
-  if (python_socket_) {
-    PendingError saved = PendingError::take();
-    Ref detached =
-        Ref::steal(PyObject_CallMethodNoArgs(python_socket_.get(), loop_->state().str_detach));
-    const long number = detached ? PyLong_AsLong(detached.get()) : -1;
-    PyErr_Clear();
-    saved.restore();
-    if (number != fd.get()) {
-      (void)fd.release();
+  py::unless_thread_ends([this] {
+    if (!descriptor_open()) {
+      return;
     }
-  }
+    UniqueFd fd = socket_->take_fd();
+    if (lent_) {
+      // Somebody sends on a duplicate, which would keep the connection up.
+      os::shutdown_both(fd.get());
+    }
+    detach_and_close(loop_->state(), std::move(fd), python_socket_.get());
+  });
 }
 
 void StreamTransport::finalize() {
@@ -137,11 +111,7 @@ void StreamTransport::finalize() {
   }
   PendingError saved = PendingError::take();
   ModuleState& state = loop_->state();
-  Ref warned =
-      Ref::steal(PyObject_CallMethodObjArgs(state.support, state.str__unclosed, self_, nullptr));
-  if (!warned) {
-    PyErr_WriteUnraisable(self_);
-  }
+  warn_unclosed(state, self_);
   // What else is in this garbage may still call: it finds the transport closed.
   (void)socket_->force_close();
   close_descriptor();
@@ -224,13 +194,7 @@ void StreamTransport::fatal_error(PendingError error, const char* message) {
 }
 
 void StreamTransport::log_debug(const char* format) {
-  if (loop_->debug()) {
-    Ref logged =
-        Ref::steal(PyObject_CallMethod(loop_->state().support, "_log_debug", "sO", format, self_));
-    if (!logged) {
-      PyErr_WriteUnraisable(self_);
-    }
-  }
+  log_in_debug(*loop_, self_, "_log_debug", format);
 }
 
 // ---- reading ----
@@ -481,12 +445,9 @@ bool StreamTransport::refuse_write(const char* function, const char* doing) {
 
 // asyncio's warning about a program that goes on writing into nothing.
 PyObject* StreamTransport::count_lost_write() {
-  if (socket_->lost_count() >= kWarnAfterLostWrites) {
-    ModuleState& state = loop_->state();
-    Ref logged = Ref::steal(PyObject_CallMethodNoArgs(state.support, state.str__log_closed_write));
-    if (!logged) {
-      return nullptr;
-    }
+  ModuleState& state = loop_->state();
+  if (!warn_of_lost_writes(state, socket_->lost_count(), state.str__log_closed_write)) {
+    return nullptr;
   }
   socket_->count_lost_write();
   return py::none();
@@ -653,8 +614,8 @@ void StreamTransport::queue_parts(const std::vector<py::Ref>& parts) {
 PyObject* StreamTransport::write_eof() {
   const IoResult result = socket_->write_eof();
   if (!result.ok()) {
-    errno = result.error;
-    return PyErr_SetFromErrno(PyExc_OSError);
+    py::set_os_error(result.error);
+    return nullptr;
   }
   return py::none();
 }
@@ -675,16 +636,12 @@ void StreamTransport::on_send_error(int error) {
   }
 }
 
-void StreamTransport::call_flow_control(PyObject* name, const char* failure) {
-  Ref protocol = protocol_.dup();
-  Ref result = Ref::steal(PyObject_CallMethodNoArgs(protocol.get(), name));
-  if (!result) {
-    loop_->report(failure, PendingError::take(), self_, protocol.get());
-  }
+void StreamTransport::tell_flow_control(PyObject* name, const char* failure) {
+  call_flow_control(*loop_, self_, protocol_.get(), name, failure);
 }
 
 void StreamTransport::on_pause_writing() {
-  call_flow_control(loop_->state().str_pause_writing, "protocol.pause_writing() failed");
+  tell_flow_control(loop_->state().str_pause_writing, "protocol.pause_writing() failed");
 }
 
 // Ends a write; when the kernel could not take it all, resume_writing() will run in the context of
@@ -707,11 +664,11 @@ void StreamTransport::note_wait(bool waited) {
 void StreamTransport::on_resume_writing() {
   if (retrying_) {
     // Called by the user's own writelines(), in the context that is current.
-    call_flow_control(loop_->state().str_resume_writing, "protocol.resume_writing() failed");
+    tell_flow_control(loop_->state().str_resume_writing, "protocol.resume_writing() failed");
     return;
   }
   py::InContext context(write_context_ ? write_context_.get() : read_context_.get());
-  call_flow_control(loop_->state().str_resume_writing, "protocol.resume_writing() failed");
+  tell_flow_control(loop_->state().str_resume_writing, "protocol.resume_writing() failed");
 }
 
 void StreamTransport::on_drained() {
@@ -725,30 +682,10 @@ void StreamTransport::on_drained() {
   }
 }
 
-PyObject* StreamTransport::set_limits(PyObject* high, PyObject* low) {
-  FlowLimits::Bytes bytes;
-  if (!limits_.set(high, low, bytes)) {
-    return nullptr;
-  }
-  socket_->set_limits(static_cast<std::size_t>(bytes.high), static_cast<std::size_t>(bytes.low));
-  return py::none();
-}
-
-PyObject* StreamTransport::get_limits() {
-  return limits_.get({static_cast<Py_ssize_t>(socket_->high_water()),
-                      static_cast<Py_ssize_t>(socket_->low_water())});
-}
-
 // ---- closing ----
 
-bool StreamTransport::schedule_connection_lost(PyObject* exception) {
-  ModuleState& state = loop_->state();
-  Ref method = Ref::steal(PyObject_GetAttr(self_, state.str__call_connection_lost));
-  return method && loop_->schedule(method.get(), &exception, 1, context_.get());
-}
-
 PyObject* StreamTransport::close() {
-  if (socket_->close() && !schedule_connection_lost(Py_None)) {
+  if (socket_->close() && !schedule_connection_lost(*loop_, self_, Py_None, context_.get())) {
     return nullptr;
   }
   return py::none();
@@ -756,7 +693,8 @@ PyObject* StreamTransport::close() {
 
 PyObject* StreamTransport::force_close(PyObject* exception) {
   socket_->flush();
-  if (socket_->force_close() && !schedule_connection_lost(exception)) {
+  if (socket_->force_close() &&
+      !schedule_connection_lost(*loop_, self_, exception, context_.get())) {
     return nullptr;
   }
   return py::none();
@@ -932,7 +870,8 @@ bool ensure_no_transport(Loop& loop, int fd, PyObject* object) {
 }
 
 PyObject* new_stream_transport(Loop& loop, int fd, const TransportSpec& spec) {
-  Ref self = Ref::steal(allocate_stream_transport(loop));
+  Ref self =
+      Ref::steal(allocate_transport<StreamTransport>(loop.state().stream_transport_type, loop));
   if (!self) {
     return nullptr;
   }
@@ -948,7 +887,8 @@ PyObject* new_stream_transport(Loop& loop, int fd, const TransportSpec& spec) {
 
 PyObject* accept_stream_transport(Loop& loop, UniqueFd fd, const os::SocketAddress& peer,
                                   const TransportSpec& spec) {
-  Ref self = Ref::steal(allocate_stream_transport(loop));
+  Ref self =
+      Ref::steal(allocate_transport<StreamTransport>(loop.state().stream_transport_type, loop));
   if (!self) {
     return nullptr;
   }

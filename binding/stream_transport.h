@@ -11,6 +11,7 @@
 #include "binding/py/python.h"
 #include "binding/py/ref.h"
 #include "binding/stream_feed.h"
+#include "binding/transport_object.h"
 #include "core/net/stream_socket.h"
 
 namespace cpploop {
@@ -36,9 +37,6 @@ struct TransportSpec {
                                                 const os::SocketAddress& peer,
                                                 const TransportSpec& spec);
 
-// An empty transport object, for the two functions above. New reference or null.
-[[nodiscard]] PyObject* allocate_stream_transport(Loop& loop);
-
 // Server._attach() and ._detach(), whose arguments depend on the Python version. False with the
 // Python error set.
 [[nodiscard]] bool attach_to_server(ModuleState& state, PyObject* server, PyObject* transport);
@@ -51,6 +49,8 @@ struct TransportSpec {
 // the loop's thread.
 class StreamTransport final : public StreamEvents {
  public:
+  using Base = AsyncioTransport;
+
   StreamTransport(PyObject* self, Loop& loop);
   ~StreamTransport();
   StreamTransport(const StreamTransport&) = delete;
@@ -79,12 +79,11 @@ class StreamTransport final : public StreamEvents {
   [[nodiscard]] PyObject* pause_reading();
   [[nodiscard]] PyObject* resume_reading();
   [[nodiscard]] PyObject* start_reading();
-  [[nodiscard]] PyObject* set_limits(PyObject* high, PyObject* low);
-  [[nodiscard]] PyObject* get_limits();
   [[nodiscard]] PyObject* get_extra_info(PyObject* name, PyObject* fallback);
   [[nodiscard]] PyObject* extra_dict();
   [[nodiscard]] bool set_protocol(PyObject* protocol);
   [[nodiscard]] PyObject* protocol() const noexcept { return protocol_.get(); }
+  [[nodiscard]] FlowLimits& limits() noexcept { return limits_; }
   [[nodiscard]] PyObject* server() const noexcept { return server_.get(); }
   // Null before reading began.
   [[nodiscard]] PyObject* read_context() const noexcept { return read_context_.get(); }
@@ -124,7 +123,6 @@ class StreamTransport final : public StreamEvents {
   // on a second copy costs more than a larger object.
   static constexpr std::size_t kCopiedReadMax = 64 * 1024;
   static constexpr std::size_t kTlsReadMax = 128 * 1024;
-  static constexpr std::uint32_t kWarnAfterLostWrites = 5;
 
   [[nodiscard]] bool refuse_write(const char* function, const char* doing);
   [[nodiscard]] PyObject* count_lost_write();
@@ -137,10 +135,8 @@ class StreamTransport final : public StreamEvents {
   [[nodiscard]] bool feed_reader(std::size_t count);
   void feed_tls(std::size_t count);
   void end_write();
-  void call_flow_control(PyObject* name, const char* failure);
-  [[nodiscard]] bool schedule_connection_lost(PyObject* exception);
+  void tell_flow_control(PyObject* name, const char* failure);
   void close_descriptor() noexcept;
-  void detach_and_close();
   void note_wait(bool waited);
   void log_debug(const char* format);
   [[nodiscard]] py::Ref new_context();
@@ -175,26 +171,9 @@ class StreamTransport final : public StreamEvents {
   bool retrying_ = false;  // Inside a writelines() that tries the kernel again.
 };
 
-// The layout of the asyncio.Transport that asyncio's own transports derive from (its fallbacks ask
-// for it by isinstance). Its size is checked when the type is made; only `extra` is used.
-struct AsyncioTransport {
-  PyObject_HEAD PyObject* extra;
-  PyObject* high_water;
-  PyObject* loop;
-  PyObject* low_water;
-  PyObject* protocol_paused;
-};
-
-struct StreamTransportObject {
-  AsyncioTransport base;
-  alignas(StreamTransport) unsigned char storage[sizeof(StreamTransport)];
-  bool constructed;
-};
-
 // `object` must be a stream transport of ours.
 [[nodiscard]] inline StreamTransport& transport_of(PyObject* object) noexcept {
-  return *reinterpret_cast<StreamTransport*>(
-      reinterpret_cast<StreamTransportObject*>(object)->storage);
+  return native_of<StreamTransport>(object);
 }
 
 }  // namespace cpploop

@@ -12,19 +12,16 @@ namespace cpploop {
 namespace {
 
 using py::Ref;
-
-[[nodiscard]] StreamTransport* usable(PyObject* self) {
-  return usable_transport(transport_of(self));
-}
+using T = StreamTransport;
 
 template <typename Body>
 [[nodiscard]] PyObject* with_transport(PyObject* self, Body body) {
-  return call_on_transport(transport_of(self), body);
+  return call_on_transport<T>(self, body);
 }
 
 PyObject* transport_write(PyObject* self, PyObject* const* values, Py_ssize_t count,
                           PyObject* keywords) {
-  return with_transport(self, [&](StreamTransport& t) -> PyObject* {
+  return with_transport(self, [&](T& t) -> PyObject* {
     PyObject* data =
         py::only_argument("write", t.loop().state().str_data, {values, count, keywords});
     return data == nullptr ? nullptr : t.write(data);
@@ -32,119 +29,38 @@ PyObject* transport_write(PyObject* self, PyObject* const* values, Py_ssize_t co
 }
 PyObject* transport_writelines(PyObject* self, PyObject* const* values, Py_ssize_t count,
                                PyObject* keywords) {
-  return with_transport(self, [&](StreamTransport& t) -> PyObject* {
+  return with_transport(self, [&](T& t) -> PyObject* {
     PyObject* list = py::only_argument("writelines", t.loop().state().str_list_of_data,
                                        {values, count, keywords});
     return list == nullptr ? nullptr : t.writelines(list);
   });
 }
-PyObject* transport_write_eof(PyObject* self, PyObject*) {
-  return with_transport(self, [](StreamTransport& t) { return t.write_eof(); });
-}
 PyObject* transport_can_write_eof(PyObject*, PyObject*) { Py_RETURN_TRUE; }
-PyObject* transport_close(PyObject* self, PyObject*) {
-  return with_transport(self, [](StreamTransport& t) { return t.close(); });
-}
-PyObject* transport_abort(PyObject* self, PyObject*) {
-  return with_transport(self, [](StreamTransport& t) { return t.force_close(Py_None); });
-}
-PyObject* transport_force_close(PyObject* self, PyObject* exception) {
-  return with_transport(self, [&](StreamTransport& t) { return t.force_close(exception); });
-}
 PyObject* transport_is_closing(PyObject* self, PyObject*) {
   // Finalisers ask this wherever the collector runs. There it is a look and nothing more.
   if (transport_of(self).opened() && transport_of(self).loop().is_elsewhere()) {
     return py::boolean(transport_of(self).socket().is_closing());
   }
-  return with_transport(self, [](StreamTransport& t) {
+  return with_transport(self, [](T& t) {
     t.socket().flush();
     return py::boolean(t.socket().is_closing());
   });
 }
-PyObject* transport_pause_reading(PyObject* self, PyObject*) {
-  return with_transport(self, [](StreamTransport& t) { return t.pause_reading(); });
-}
-PyObject* transport_resume_reading(PyObject* self, PyObject*) {
-  return with_transport(self, [](StreamTransport& t) { return t.resume_reading(); });
-}
-PyObject* transport_is_reading(PyObject* self, PyObject*) {
-  return with_transport(self,
-                        [](StreamTransport& t) { return py::boolean(t.socket().is_reading()); });
-}
-PyObject* transport_start_reading(PyObject* self, PyObject*) {
-  return with_transport(self, [](StreamTransport& t) { return t.start_reading(); });
-}
 PyObject* transport_get_write_buffer_size(PyObject* self, PyObject*) {
-  return with_transport(self, [](StreamTransport& t) {
+  return with_transport(self, [](T& t) {
     t.socket().flush();
     return PyLong_FromSize_t(t.socket().queued_bytes());
   });
 }
-PyObject* transport_get_write_buffer_limits(PyObject* self, PyObject*) {
-  return with_transport(self, [](StreamTransport& t) { return t.get_limits(); });
-}
-PyObject* transport_set_write_buffer_limits(PyObject* self, PyObject* const* values,
-                                            Py_ssize_t count, PyObject* keywords) {
-  return with_transport(self, [&](StreamTransport& t) -> PyObject* {
-    ModuleState& state = t.loop().state();
-    PyObject* high = Py_None;
-    PyObject* low = Py_None;
-    const py::Parameter parameters[] = {{state.str_high, &high, false},
-                                        {state.str_low, &low, false}};
-    if (!py::parse("set_write_buffer_limits", {values, count, keywords}, parameters)) {
-      return nullptr;
-    }
-    return t.set_limits(high, low);
-  });
-}
-PyObject* transport_set_protocol(PyObject* self, PyObject* const* values, Py_ssize_t count,
-                                 PyObject* keywords) {
-  return with_transport(self, [&](StreamTransport& t) -> PyObject* {
-    PyObject* protocol =
-        py::only_argument("set_protocol", t.loop().state().str_protocol, {values, count, keywords});
-    return protocol != nullptr && t.set_protocol(protocol) ? py::none() : nullptr;
-  });
-}
-PyObject* transport_get_protocol(PyObject* self, PyObject*) {
-  return with_transport(self, [](StreamTransport& t) {
-    return py::new_ref(t.protocol() == nullptr ? Py_None : t.protocol());
-  });
-}
-PyObject* transport_get_extra_info(PyObject* self, PyObject* const* values, Py_ssize_t count,
-                                   PyObject* keywords) {
-  return with_transport(self, [&](StreamTransport& t) -> PyObject* {
-    ModuleState& state = t.loop().state();
-    PyObject* name = nullptr;
-    PyObject* fallback = Py_None;
-    const py::Parameter parameters[] = {{state.str_name, &name, false},
-                                        {state.str_default, &fallback, false}};
-    if (!py::parse("get_extra_info", {values, count, keywords}, parameters)) {
-      return nullptr;
-    }
-    if (name == nullptr) {
-      PyErr_SetString(PyExc_TypeError,
-                      "get_extra_info() missing 1 required positional argument: 'name'");
-      return nullptr;
-    }
-    return t.get_extra_info(name, fallback);
-  });
-}
-PyObject* transport_call_connection_lost(PyObject* self, PyObject* exception) {
-  return with_transport(self,
-                        [&](StreamTransport& t) { return t.call_connection_lost(exception); });
-}
-PyObject* transport_make_empty_waiter(PyObject* self, PyObject*) {
-  return with_transport(self, [](StreamTransport& t) { return t.make_empty_waiter(); });
-}
 PyObject* transport_reset_empty_waiter(PyObject* self, PyObject*) {
-  return with_transport(self, [](StreamTransport& t) {
+  return with_transport(self, [](T& t) {
     t.reset_empty_waiter();
     return py::none();
   });
 }
 
 PyObject* transport_lend(PyObject* self, PyObject* lent) {
-  return with_transport(self, [&](StreamTransport& t) -> PyObject* {
+  return with_transport(self, [&](T& t) -> PyObject* {
     t.lend(lent == Py_True);
     return py::none();
   });
@@ -169,97 +85,20 @@ PyObject* transport_repr(PyObject* self) {
 // ---- attributes that asyncio's own code reads ----
 
 PyObject* get_extra(PyObject* self, void*) {
-  return with_transport(self, [](StreamTransport& t) { return t.extra_dict(); });
-}
-PyObject* get_loop(PyObject* self, void*) {
-  StreamTransport& t = transport_of(self);
-  return t.descriptor_open() ? py::new_ref(t.loop().self()) : py::none();
+  return with_transport(self, [](T& t) { return t.extra_dict(); });
 }
 PyObject* get_sock(PyObject* self, void*) {
-  return with_transport(self, [](StreamTransport& t) -> PyObject* {
+  return with_transport(self, [](T& t) -> PyObject* {
     t.socket().flush();
     return t.descriptor_open() ? t.python_socket() : py::none();
   });
 }
-PyObject* get_sock_fd(PyObject* self, void*) {
-  return PyLong_FromLong(transport_of(self).descriptor_number());
-}
-PyObject* get_server(PyObject* self, void*) {
-  PyObject* server = transport_of(self).server();
-  return py::new_ref(server == nullptr ? Py_None : server);
-}
-PyObject* get_protocol(PyObject* self, void*) { return transport_get_protocol(self, nullptr); }
-int set_protocol(PyObject* self, PyObject* value, void*) {
-  return py::guard_int([&] {
-    if (value == nullptr) {
-      PyErr_SetString(PyExc_TypeError, "a transport's protocol cannot be deleted");
-      return -1;
-    }
-    StreamTransport* transport = usable(self);
-    return transport != nullptr && transport->set_protocol(value) ? 0 : -1;
-  });
-}
+PyObject* get_server(PyObject* self, void*) { return py::or_none(transport_of(self).server()); }
 PyObject* get_closing(PyObject* self, void*) { return transport_is_closing(self, nullptr); }
-PyObject* get_conn_lost(PyObject* self, void*) {
-  return with_transport(
-      self, [](StreamTransport& t) { return PyLong_FromUnsignedLong(t.socket().lost_count()); });
-}
 PyObject* get_eof(PyObject* self, void*) {
-  return with_transport(self,
-                        [](StreamTransport& t) { return py::boolean(t.socket().eof_written()); });
+  return with_transport(self, [](T& t) { return py::boolean(t.socket().eof_written()); });
 }
 PyObject* get_paused(PyObject* self, void*) { return py::boolean(transport_of(self).paused()); }
-PyObject* get_protocol_paused(PyObject* self, void*) {
-  return with_transport(
-      self, [](StreamTransport& t) { return py::boolean(t.socket().writing_paused()); });
-}
-
-PyObject* get_high_water(PyObject* self, void*) {
-  return with_transport(
-      self, [](StreamTransport& t) { return PyLong_FromSize_t(t.socket().high_water()); });
-}
-PyObject* get_low_water(PyObject* self, void*) {
-  return with_transport(
-      self, [](StreamTransport& t) { return PyLong_FromSize_t(t.socket().low_water()); });
-}
-
-// ---- life ----
-
-int transport_traverse(PyObject* self, visitproc visit, void* arg) {
-  auto* object = reinterpret_cast<StreamTransportObject*>(self);
-  Py_VISIT(Py_TYPE(self));
-  Py_VISIT(object->base.extra);
-  return object->constructed ? transport_of(self).traverse(visit, arg) : 0;
-}
-
-int transport_clear(PyObject* self) {
-  auto* object = reinterpret_cast<StreamTransportObject*>(self);
-  Py_CLEAR(object->base.extra);
-  if (object->constructed) {
-    transport_of(self).clear();
-  }
-  return 0;
-}
-
-void transport_finalize(PyObject* self) {
-  if (reinterpret_cast<StreamTransportObject*>(self)->constructed) {
-    transport_of(self).finalize();
-  }
-}
-
-void transport_dealloc(PyObject* self) {
-  PyTypeObject* type = Py_TYPE(self);
-  PyObject_GC_UnTrack(self);
-  auto* object = reinterpret_cast<StreamTransportObject*>(self);
-  if (object->constructed) {
-    object->constructed = false;
-    transport_of(self).~StreamTransport();
-  }
-  Py_CLEAR(object->base.extra);
-  type->tp_free(self);
-  Py_DECREF(type);
-}
-
 using py::as_cfunction;
 using py::kFast;
 
@@ -271,55 +110,55 @@ PyMethodDef transport_methods[] = {
     {"writelines", as_cfunction(transport_writelines), kFast,
      "writelines($self, /, list_of_data)\n--\n\n"
      "Send several pieces in one system call (asyncio.WriteTransport.writelines)."},
-    {"write_eof", transport_write_eof, METH_NOARGS,
+    {"write_eof", transport_method<T, &T::write_eof>, METH_NOARGS,
      "write_eof($self, /)\n--\n\n"
      "Close the writing side once everything is sent (asyncio.WriteTransport.write_eof)."},
     {"can_write_eof", transport_can_write_eof, METH_NOARGS,
      "can_write_eof($self, /)\n--\n\nTrue (asyncio.WriteTransport.can_write_eof)."},
-    {"close", transport_close, METH_NOARGS,
+    {"close", transport_method<T, &T::close>, METH_NOARGS,
      "close($self, /)\n--\n\n"
      "Send what is queued, then close; nothing more is received (asyncio.BaseTransport.close)."},
-    {"abort", transport_abort, METH_NOARGS,
+    {"abort", transport_abort<T>, METH_NOARGS,
      "abort($self, /)\n--\n\nClose at once, dropping what is queued "
      "(asyncio.WriteTransport.abort)."},
     {"is_closing", transport_is_closing, METH_NOARGS,
      "is_closing($self, /)\n--\n\n"
      "Whether the transport is closing or closed (asyncio.BaseTransport.is_closing)."},
-    {"pause_reading", transport_pause_reading, METH_NOARGS,
+    {"pause_reading", transport_method<T, &T::pause_reading>, METH_NOARGS,
      "pause_reading($self, /)\n--\n\n"
      "Deliver nothing until resume_reading() (asyncio.ReadTransport.pause_reading)."},
-    {"resume_reading", transport_resume_reading, METH_NOARGS,
+    {"resume_reading", transport_method<T, &T::resume_reading>, METH_NOARGS,
      "resume_reading($self, /)\n--\n\n"
      "Deliver again after pause_reading() (asyncio.ReadTransport.resume_reading)."},
-    {"is_reading", transport_is_reading, METH_NOARGS,
+    {"is_reading", transport_is_reading<T>, METH_NOARGS,
      "is_reading($self, /)\n--\n\n"
      "Whether the transport is neither paused nor closing (asyncio.ReadTransport.is_reading)."},
     {"get_write_buffer_size", transport_get_write_buffer_size, METH_NOARGS,
      "get_write_buffer_size($self, /)\n--\n\n"
      "Bytes that wait to be sent (asyncio.WriteTransport.get_write_buffer_size)."},
-    {"get_write_buffer_limits", transport_get_write_buffer_limits, METH_NOARGS,
+    {"get_write_buffer_limits", transport_get_write_buffer_limits<T>, METH_NOARGS,
      "get_write_buffer_limits($self, /)\n--\n\n"
      "The watermarks (low, high) in bytes (asyncio.WriteTransport.get_write_buffer_limits)."},
-    {"set_write_buffer_limits", as_cfunction(transport_set_write_buffer_limits), kFast,
+    {"set_write_buffer_limits", as_cfunction(transport_set_write_buffer_limits<T>), kFast,
      "set_write_buffer_limits($self, /, high=None, low=None)\n--\n\n"
      "Set the watermarks in bytes (asyncio.WriteTransport.set_write_buffer_limits).\n\n"
      "ValueError unless high >= low >= 0."},
-    {"set_protocol", as_cfunction(transport_set_protocol), kFast,
+    {"set_protocol", as_cfunction(transport_set_protocol<T>), kFast,
      "set_protocol($self, /, protocol)\n--\n\n"
      "Speak to another protocol from now on, of either kind (asyncio.BaseTransport.set_protocol)."},
-    {"get_protocol", transport_get_protocol, METH_NOARGS,
+    {"get_protocol", transport_get_protocol<T>, METH_NOARGS,
      "get_protocol($self, /)\n--\n\nThe current protocol (asyncio.BaseTransport.get_protocol)."},
-    {"get_extra_info", as_cfunction(transport_get_extra_info), kFast,
+    {"get_extra_info", as_cfunction(transport_get_extra_info<T>), kFast,
      "get_extra_info($self, /, name, default=None)\n--\n\n"
      "What is known of the connection: 'socket', 'sockname', 'peername', and on TLS 'sslcontext',\n"
      "'ssl_object', 'peercert', 'cipher', 'compression' (asyncio.BaseTransport.get_extra_info)."},
-    {"_force_close", transport_force_close, METH_O,
+    {"_force_close", transport_method<T, &T::force_close>, METH_O,
      "_force_close($self, exc, /)\n--\n\nClose at once; connection_lost() is told exc."},
-    {"_start_reading", transport_start_reading, METH_NOARGS,
+    {"_start_reading", transport_method<T, &T::start_reading>, METH_NOARGS,
      "_start_reading($self, /)\n--\n\nReceive for the first time."},
-    {"_call_connection_lost", transport_call_connection_lost, METH_O,
+    {"_call_connection_lost", transport_method<T, &T::call_connection_lost>, METH_O,
      "_call_connection_lost($self, exc, /)\n--\n\nEnd the connection and tell the protocol."},
-    {"_make_empty_waiter", transport_make_empty_waiter, METH_NOARGS,
+    {"_make_empty_waiter", transport_method<T, &T::make_empty_waiter>, METH_NOARGS,
      "_make_empty_waiter($self, /)\n--\n\nA future for the moment when all is sent."},
     {"_reset_empty_waiter", transport_reset_empty_waiter, METH_NOARGS,
      "_reset_empty_waiter($self, /)\n--\n\nForget that future and allow writing again."},
@@ -330,35 +169,33 @@ PyMethodDef transport_methods[] = {
 
 // The context in which the protocol hears of data.
 PyObject* get_read_context(PyObject* self, void*) {
-  return with_transport(self, [](StreamTransport& t) {
-    return py::new_ref(t.read_context() == nullptr ? Py_None : t.read_context());
-  });
+  return with_transport(self, [](T& t) { return py::or_none(t.read_context()); });
 }
 
 PyGetSetDef transport_getset[] = {
     {"_read_context", get_read_context, nullptr, nullptr, nullptr},
     {"_extra", get_extra, nullptr, nullptr, nullptr},
-    {"_loop", get_loop, nullptr, nullptr, nullptr},
+    {"_loop", get_loop_attribute<T>, nullptr, nullptr, nullptr},
     {"_sock", get_sock, nullptr, nullptr, nullptr},
-    {"_sock_fd", get_sock_fd, nullptr, nullptr, nullptr},
+    {"_sock_fd", get_sock_fd_attribute<T>, nullptr, nullptr, nullptr},
     {"_server", get_server, nullptr, nullptr, nullptr},
-    {"_protocol", get_protocol, set_protocol, nullptr, nullptr},
+    {"_protocol", get_protocol_attribute<T>, set_protocol_attribute<T>, nullptr, nullptr},
     {"_closing", get_closing, nullptr, nullptr, nullptr},
-    {"_conn_lost", get_conn_lost, nullptr, nullptr, nullptr},
+    {"_conn_lost", get_conn_lost_attribute<T>, nullptr, nullptr, nullptr},
     {"_eof", get_eof, nullptr, nullptr, nullptr},
     {"_paused", get_paused, nullptr, nullptr, nullptr},
-    {"_protocol_paused", get_protocol_paused, nullptr, nullptr, nullptr},
-    {"_high_water", get_high_water, nullptr, nullptr, nullptr},
-    {"_low_water", get_low_water, nullptr, nullptr, nullptr},
+    {"_protocol_paused", get_protocol_paused_attribute<T>, nullptr, nullptr, nullptr},
+    {"_high_water", get_high_water_attribute<T>, nullptr, nullptr, nullptr},
+    {"_low_water", get_low_water_attribute<T>, nullptr, nullptr, nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr},
 };
 
 PyType_Slot transport_slots[] = {
     {Py_tp_doc, const_cast<char*>("A connected stream socket, TCP or Unix (asyncio.Transport).")},
-    {Py_tp_dealloc, reinterpret_cast<void*>(transport_dealloc)},
-    {Py_tp_finalize, reinterpret_cast<void*>(transport_finalize)},
-    {Py_tp_traverse, reinterpret_cast<void*>(transport_traverse)},
-    {Py_tp_clear, reinterpret_cast<void*>(transport_clear)},
+    {Py_tp_dealloc, reinterpret_cast<void*>(dealloc_transport<T>)},
+    {Py_tp_finalize, reinterpret_cast<void*>(finalize_transport<T>)},
+    {Py_tp_traverse, reinterpret_cast<void*>(traverse_transport<T>)},
+    {Py_tp_clear, reinterpret_cast<void*>(clear_transport<T>)},
     {Py_tp_repr, reinterpret_cast<void*>(transport_repr)},
     {Py_tp_methods, transport_methods},
     {Py_tp_getset, transport_getset},
@@ -367,7 +204,7 @@ PyType_Slot transport_slots[] = {
 
 PyType_Spec transport_spec = {
     "cpploop._native.StreamTransportBase",
-    sizeof(StreamTransportObject),
+    sizeof(TransportObject<T>),
     0,
     Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE |
         Py_TPFLAGS_DISALLOW_INSTANTIATION,
@@ -390,18 +227,6 @@ PyType_Spec transport_spec = {
 
 }  // namespace
 
-PyObject* allocate_stream_transport(Loop& loop) {
-  PyTypeObject* type = loop.state().stream_transport_type;
-  Ref self = Ref::steal(type->tp_alloc(type, 0));
-  if (!self) {
-    return nullptr;
-  }
-  auto* object = reinterpret_cast<StreamTransportObject*>(self.get());
-  new (object->storage) StreamTransport(self.get(), loop);
-  object->constructed = true;
-  return self.release();
-}
-
 bool attach_to_server([[maybe_unused]] ModuleState& state, PyObject* server,
                       [[maybe_unused]] PyObject* transport) {
 #if PY_VERSION_HEX >= 0x030D0000
@@ -423,17 +248,9 @@ bool detach_from_server([[maybe_unused]] ModuleState& state, PyObject* server,
 }
 
 bool add_stream_transport_type(PyObject* module, ModuleState& state) {
-  Ref transports = Ref::steal(PyImport_ImportModule("asyncio.transports"));
-  Ref base = transports ? Ref::steal(PyObject_GetAttrString(transports.get(), "_FlowControlMixin"))
-                        : Ref();
+  Ref base = asyncio_transport_class("_FlowControlMixin", sizeof(AsyncioTransport));
   Ref bases = base ? Ref::steal(PyTuple_Pack(1, base.get())) : Ref();
   if (!bases) {
-    return false;
-  }
-  if (reinterpret_cast<PyTypeObject*>(base.get())->tp_basicsize !=
-      static_cast<Py_ssize_t>(sizeof(AsyncioTransport))) {
-    PyErr_SetString(PyExc_ImportError,
-                    "cpploop was not built for this Python: asyncio.Transport has another size");
     return false;
   }
   state.stream_transport_base = reinterpret_cast<PyTypeObject*>(

@@ -32,7 +32,7 @@ int Engine::run() {
   int error = 0;
   do {
     error = turn();
-  } while (error == 0 && !interrupted_ && !stopping_ && fork_generation_ == os::fork_generation());
+  } while (error == 0 && may_go_on());
   return error;
 }
 
@@ -159,8 +159,7 @@ void Engine::queue_due_timers() {
 
 void Engine::run_ready() {
   // A callback that forks and returns in the child ends it there, too.
-  for (std::size_t count = ready_.size();
-       count > 0 && !interrupted_ && fork_generation_ == os::fork_generation(); --count) {
+  for (std::size_t count = ready_.size(); count > 0 && !interrupted_ && !forked(); --count) {
     // Closing the loop from within is refused, but a fork's child may find the queue emptied.
     if (ready_.empty()) {
       return;
@@ -269,13 +268,17 @@ void Engine::drop_ready_callbacks() {
   }
 }
 
-void Engine::drop_timers() {
+std::vector<Token> Engine::take_timers() {
   std::vector<Token> tokens;
   timers_.take_all(tokens);
   for (const Token token : tokens) {
     (void)host_.timer_left_heap(token);
   }
-  for (const Token token : tokens) {
+  return tokens;
+}
+
+void Engine::drop_timers() {
+  for (const Token token : take_timers()) {
     host_.drop(token);
   }
 }
@@ -287,11 +290,7 @@ void Engine::close() {
   closed_ = true;
   inbox_->close();
   inbox_->drain_into(ready_);
-  std::vector<Token> tokens;
-  timers_.take_all(tokens);
-  for (const Token token : tokens) {
-    (void)host_.timer_left_heap(token);
-  }
+  std::vector<Token> tokens = take_timers();
   watchers_.take_all(tokens);
   backend_->close();
   std::vector<NativeCallback*> natives;

@@ -127,6 +127,7 @@ class Engine {
   static constexpr std::uint32_t kBusyTurnsMax = 128;
   static constexpr std::int64_t kLongestWaitNs = 24LL * 3600 * kNanosecondsPerSecond;
 
+  [[nodiscard]] std::vector<Token> take_timers();
   void discard_cancelled_timers();
   void compact_timers();
   [[nodiscard]] std::int64_t wait_limit_ns();

@@ -68,6 +68,12 @@ struct Parameter {
   return true;
 }
 
+// TypeError for an argument that has to be given. Null.
+inline PyObject* refuse_missing(const char* function, const char* name) {
+  return PyErr_Format(PyExc_TypeError, "%s() missing 1 required positional argument: '%s'",
+                      function, name);
+}
+
 // The one argument of a method, by place or by name. Null with TypeError set.
 [[nodiscard]] inline PyObject* only_argument(const char* function, PyObject* name,
                                              const CallArgs& args) {
@@ -77,8 +83,7 @@ struct Parameter {
   PyObject* value = nullptr;
   const Parameter parameters[] = {{name, &value, false}};
   if (parse(function, args, parameters) && value == nullptr) {
-    PyErr_Format(PyExc_TypeError, "%s() missing 1 required positional argument: '%U'", function,
-                 name);
+    (void)refuse_missing(function, PyUnicode_AsUTF8(name));
   }
   return PyErr_Occurred() == nullptr ? value : nullptr;
 }

@@ -9,6 +9,12 @@
 
 namespace cpploop::py {
 
+// OSError of that number, or the subclass it has.
+inline void set_os_error(int error) {
+  errno = error;
+  PyErr_SetFromErrno(PyExc_OSError);
+}
+
 // Sets the Python error for a C++ exception that reached the C boundary.
 inline void set_error_from_cpp() {
   try {
@@ -16,8 +22,7 @@ inline void set_error_from_cpp() {
   } catch (const std::bad_alloc&) {
     PyErr_NoMemory();
   } catch (const std::system_error& error) {
-    errno = error.code().value();
-    PyErr_SetFromErrno(PyExc_OSError);
+    set_os_error(error.code().value());
   } catch (const std::exception& error) {
     PyErr_SetString(PyExc_SystemError, error.what());
   }

@@ -94,6 +94,10 @@ class Ref {
   return dot == nullptr ? full : dot + 1;
 }
 
+// The object, or None where there is none. New reference.
+[[nodiscard]] inline PyObject* or_none(PyObject* object) noexcept {
+  return new_ref(object == nullptr ? Py_None : object);
+}
 [[nodiscard]] inline PyObject* none() noexcept { return new_ref(Py_None); }
 [[nodiscard]] inline PyObject* boolean(bool value) noexcept {
   return new_ref(value ? Py_True : Py_False);

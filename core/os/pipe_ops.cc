@@ -8,22 +8,10 @@
 #include <cerrno>
 #include <climits>
 
+#include "core/os/retry.h"
+
 namespace cpploop::os {
 namespace {
-
-// An interrupted call is made again: nothing was transferred yet, or it would have said so.
-template <typename Call>
-[[nodiscard]] IoResult retry_on_interrupt(Call call) noexcept {
-  for (;;) {
-    const auto value = call();
-    if (value >= 0) {
-      return IoResult::success(static_cast<std::int64_t>(value));
-    }
-    if (errno != EINTR) {
-      return IoResult::failure(errno);
-    }
-  }
-}
 
 [[nodiscard]] int part_count(std::span<const iovec> parts) noexcept {
   return static_cast<int>(std::min<std::size_t>(parts.size(), IOV_MAX));

@@ -14,6 +14,7 @@
 #include <ctime>
 
 #include "core/os/clock.h"
+#include "core/os/retry.h"
 
 namespace cpploop::os {
 namespace {
@@ -23,19 +24,6 @@ constexpr std::int64_t kNanosecondsPerMillisecond = 1'000'000;
 // epoll_pwait2 came with Linux 5.11. A container's filter may refuse it with EPERM, which counts as
 // not there. One process has one kernel, so the answer is kept for the process.
 std::atomic<WaitPrecision> g_wait_precision{WaitPrecision::nanoseconds};
-
-template <typename Call>
-[[nodiscard]] IoResult retry_on_interrupt(Call call) noexcept {
-  for (;;) {
-    const auto value = call();
-    if (value >= 0) {
-      return IoResult::success(static_cast<std::int64_t>(value));
-    }
-    if (errno != EINTR) {
-      return IoResult::failure(errno);
-    }
-  }
-}
 
 template <typename Call>
 [[nodiscard]] IoResult once(Call call) noexcept {

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _SERVES_IN_CONTEXT = sys.version_info >= (3, 15)
 
 
-class Loop(_native.Loop, ResolvingLoop, SpawningLoop):
+class Loop(_native.Loop, _tls.TlsLoop, ResolvingLoop, SpawningLoop):
     """An asyncio event loop with a native engine.
 
     Make one with ``cpploop.new_event_loop()``, or hand that function to ``asyncio.run``,
@@ -44,14 +44,13 @@ class Loop(_native.Loop, ResolvingLoop, SpawningLoop):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         # An error in the environment is met here, not in a connection, and leaves no half a loop.
-        _tls.chosen_tier()
+        _tls.asked_for()
         return super().__new__(cls, *args, **kwargs)
 
     def __init__(self) -> None:
         # The engine is the selector; asyncio's constructor would make one of its own for None.
         super().__init__(SelectorView(self))
         self._listeners: dict[int, _native.Listener] = {}
-        self._handshakes = _tls.HandshakeQueue()
 
     def __repr__(self) -> str:
         name = "cpploop.Loop" if type(self) is Loop else type(self).__name__
@@ -256,40 +255,6 @@ class Loop(_native.Loop, ResolvingLoop, SpawningLoop):
         for listener in listeners:
             listener.stop()
 
-    def _make_ssl_transport(
-        self,
-        rawsock: socket.socket,
-        protocol: asyncio.BaseProtocol,
-        sslcontext: ssl.SSLContext | None,
-        waiter: asyncio.Future[None] | None = None,
-        *,
-        server_side: bool = False,
-        server_hostname: str | None = None,
-        extra: dict[str, Any] | None = None,
-        server: base_events.Server | None = None,
-        ssl_handshake_timeout: float | None = constants.SSL_HANDSHAKE_TIMEOUT,
-        ssl_shutdown_timeout: float | None = constants.SSL_SHUTDOWN_TIMEOUT,
-        context: contextvars.Context | None = None,
-    ) -> asyncio.Transport:
-        self._ensure_fd_no_transport(rawsock)
-        # typeshed allows neither None nor float where asyncio passes them.
-        ssl_protocol: Any = _tls.make_protocol(
-            self,
-            protocol,
-            sslcontext,
-            waiter,
-            server_side,
-            server_hostname,
-            ssl_handshake_timeout=ssl_handshake_timeout,
-            ssl_shutdown_timeout=ssl_shutdown_timeout,
-        )
-        # Not through the hook for plain connections, which asyncio does not ask here either.
-        _native.Loop._make_socket_transport(
-            self, rawsock, ssl_protocol, extra=extra, server=server, context=context
-        )
-        transport: asyncio.Transport = ssl_protocol._app_transport
-        return transport
-
     # ---- datagrams ----
 
     def _make_datagram_transport(
@@ -308,38 +273,6 @@ class Loop(_native.Loop, ResolvingLoop, SpawningLoop):
             sock, protocol, address, waiter, extra
         )
         return transport
-
-    async def _create_connection_transport(self, *args: Any, **kwargs: Any) -> Any:
-        create: Any = super()._create_connection_transport  # type: ignore[misc]
-        try:
-            return await create(*args, **kwargs)
-        except BaseException as exc:
-            # A failed handshake is not to keep the connection until the collector runs.
-            _tls.forget_locals(exc)
-            raise
-
-    async def start_tls(
-        self,
-        transport: asyncio.BaseTransport,
-        protocol: asyncio.BaseProtocol,
-        sslcontext: ssl.SSLContext,
-        *,
-        server_side: bool = False,
-        server_hostname: str | None = None,
-        ssl_handshake_timeout: float | None = None,
-        ssl_shutdown_timeout: float | None = None,
-    ) -> asyncio.Transport:
-        """Upgrade a connection to TLS; the new transport (asyncio's loop.start_tls)."""
-        return await _tls.start_tls(
-            self,
-            transport,
-            protocol,
-            sslcontext,
-            server_side=server_side,
-            server_hostname=server_hostname,
-            ssl_handshake_timeout=ssl_handshake_timeout,
-            ssl_shutdown_timeout=ssl_shutdown_timeout,
-        )
 
     # ---- sendfile ----
 

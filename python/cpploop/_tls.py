@@ -7,20 +7,21 @@ Handshake, closing, time-outs, end of stream and errors are the running Python's
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import contextvars
 import os
 import ssl
 import sys
-from asyncio import sslproto
+from asyncio import constants, sslproto
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _native
 
 if TYPE_CHECKING:
-    import asyncio
     import socket
+    from asyncio import base_events
     from collections.abc import Callable
 
     from ._loop import Loop
@@ -66,15 +67,22 @@ _gate_known = False
 _gate: str | None = None
 
 
-def chosen_tier() -> TlsTier:
-    """What CPPLOOP_TLS asks for, as far as this process allows it.
-
-    ValueError for a value that means nothing.
-    """
-    global _gate_known, _gate
+def asked_for() -> str:
+    """What CPPLOOP_TLS says. ValueError for a value that means nothing."""
     choice = os.environ.get("CPPLOOP_TLS", "") or "auto"
     if choice not in _CHOICES:
         raise ValueError(f"CPPLOOP_TLS must be one of {', '.join(_CHOICES)}, not {choice!r}")
+    return choice
+
+
+def chosen_tier() -> TlsTier:
+    """What CPPLOOP_TLS asks for, as far as this process allows it.
+
+    ValueError for a value that means nothing. The gates are tried when somebody asks for the first
+    time: a program without TLS does not pay for them.
+    """
+    global _gate_known, _gate
+    choice = asked_for()
     if choice in ("asyncio", "bio"):
         return TlsTier(choice, f"CPPLOOP_TLS={choice}")
     if not _gate_known:
@@ -112,7 +120,7 @@ class SSLProtocol(_native.TlsProtocolBase, sslproto.SSLProtocol):
     _deferred = False
     _deferred_eof = False
 
-    def __init__(self, loop: Loop, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, loop: TlsLoop, *args: Any, **kwargs: Any) -> None:
         super().__init__(loop, *args, **kwargs)
         tier = _tier_for(self._sslcontext)
         if not self._open_session(tier.tier == "direct") and tier.tier == "direct":
@@ -230,63 +238,11 @@ class HandshakeQueue:
 # ---- making them ----
 
 
-def make_protocol(loop: Loop, *args: Any, **kwargs: Any) -> sslproto.SSLProtocol:
+def make_protocol(loop: TlsLoop, *args: Any, **kwargs: Any) -> sslproto.SSLProtocol:
     """An SSLProtocol of the tier in use."""
     if chosen_tier().tier == "asyncio":
         return sslproto.SSLProtocol(loop, *args, **kwargs)
     return SSLProtocol(loop, *args, **kwargs)
-
-
-async def start_tls(
-    loop: Loop,
-    transport: Any,
-    protocol: asyncio.BaseProtocol,
-    sslcontext: ssl.SSLContext,
-    *,
-    server_side: bool = False,
-    server_hostname: str | None = None,
-    ssl_handshake_timeout: float | None = None,
-    ssl_shutdown_timeout: float | None = None,
-) -> asyncio.Transport:
-    """loop.start_tls(), with bytes and flow control carried over from the old transport."""
-    if not isinstance(sslcontext, ssl.SSLContext):
-        raise TypeError(
-            f"sslcontext is expected to be an instance of ssl.SSLContext, got {sslcontext!r}"
-        )
-    if not getattr(transport, "_start_tls_compatible", False):
-        raise TypeError(f"transport {transport!r} is not supported by start_tls()")
-
-    waiter = loop.create_future()
-    ssl_protocol: Any = make_protocol(
-        loop,
-        protocol,
-        sslcontext,
-        waiter,
-        server_side,
-        server_hostname,
-        ssl_handshake_timeout=ssl_handshake_timeout,
-        ssl_shutdown_timeout=ssl_shutdown_timeout,
-        call_connection_made=False,
-    )
-
-    # Nothing may be received before connection_made().
-    transport.pause_reading()
-    if server_side:
-        _move_buffered_bytes(protocol, ssl_protocol)
-    _carry_flow_control(transport, protocol, ssl_protocol)
-    transport.set_protocol(ssl_protocol)
-    made = loop.call_soon(ssl_protocol.connection_made, transport)
-    resume = loop.call_soon(transport.resume_reading)
-    try:
-        await waiter
-    except BaseException:
-        transport.close()
-        made.cancel()
-        resume.cancel()
-        # Its exception leads back to this frame.
-        del waiter
-        raise
-    return ssl_protocol._app_transport  # type: ignore[no-any-return]
 
 
 async def accept(
@@ -366,3 +322,116 @@ def _carry_flow_control(transport: Any, protocol: Any, ssl_protocol: Any) -> Non
         ssl_protocol._ssl_writing_paused = True
         if transport.get_protocol() is protocol:
             ssl_protocol._app_writing_paused = True
+
+
+# ---- the loop's part ----
+
+
+class TlsLoop(asyncio.SelectorEventLoop):
+    """The part of the loop that makes TLS connections."""
+
+    if TYPE_CHECKING:
+        # asyncio's own, which typeshed leaves out.
+        def _ensure_fd_no_transport(self, fd: Any) -> None: ...
+
+    def __init__(self, selector: Any = None) -> None:
+        super().__init__(selector)
+        self._handshakes = HandshakeQueue()
+
+    def _make_ssl_transport(
+        self,
+        rawsock: socket.socket,
+        protocol: asyncio.BaseProtocol,
+        sslcontext: ssl.SSLContext | None,
+        waiter: asyncio.Future[None] | None = None,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        extra: dict[str, Any] | None = None,
+        server: base_events.Server | None = None,
+        ssl_handshake_timeout: float | None = constants.SSL_HANDSHAKE_TIMEOUT,
+        ssl_shutdown_timeout: float | None = constants.SSL_SHUTDOWN_TIMEOUT,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.Transport:
+        self._ensure_fd_no_transport(rawsock)
+        # typeshed allows neither None nor float where asyncio passes them.
+        ssl_protocol: Any = make_protocol(
+            self,
+            protocol,
+            sslcontext,
+            waiter,
+            server_side,
+            server_hostname,
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
+        )
+        # Not through the hook for plain connections, which asyncio does not ask here either.
+        native: Any = _native.Loop
+        native._make_socket_transport(
+            self, rawsock, ssl_protocol, extra=extra, server=server, context=context
+        )
+        transport: asyncio.Transport = ssl_protocol._app_transport
+        return transport
+
+    async def _create_connection_transport(self, *args: Any, **kwargs: Any) -> Any:
+        create: Any = super()._create_connection_transport  # type: ignore[misc]
+        try:
+            return await create(*args, **kwargs)
+        except BaseException as exc:
+            # A failed handshake is not to keep the connection until the collector runs.
+            forget_locals(exc)
+            raise
+
+    async def start_tls(
+        self,
+        transport: Any,
+        protocol: asyncio.BaseProtocol,
+        sslcontext: ssl.SSLContext,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+    ) -> asyncio.Transport:
+        """Upgrade a connection to TLS; the new transport (asyncio's loop.start_tls).
+
+        Bytes and flow control are carried over from the old transport.
+        """
+        if not isinstance(sslcontext, ssl.SSLContext):
+            raise TypeError(
+                f"sslcontext is expected to be an instance of ssl.SSLContext, got {sslcontext!r}"
+            )
+        if not getattr(transport, "_start_tls_compatible", False):
+            raise TypeError(f"transport {transport!r} is not supported by start_tls()")
+
+        waiter = self.create_future()
+        ssl_protocol: Any = make_protocol(
+            self,
+            protocol,
+            sslcontext,
+            waiter,
+            server_side,
+            server_hostname,
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
+            call_connection_made=False,
+        )
+
+        # Nothing may be received before connection_made().
+        transport.pause_reading()
+        if server_side:
+            _move_buffered_bytes(protocol, ssl_protocol)
+        _carry_flow_control(transport, protocol, ssl_protocol)
+        transport.set_protocol(ssl_protocol)
+        made = self.call_soon(ssl_protocol.connection_made, transport)
+        resume = self.call_soon(transport.resume_reading)
+        try:
+            await waiter
+        except BaseException:
+            transport.close()
+            made.cancel()
+            resume.cancel()
+            # Its exception leads back to this frame.
+            del waiter
+            raise
+        return ssl_protocol._app_transport  # type: ignore[no-any-return]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import signal
 import sys
 import traceback
 import warnings
@@ -32,6 +33,9 @@ CEILING_S = 60.0
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell's background job ignores Ctrl-C, and so would every program that a test starts.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if not config.pluginmanager.hasplugin("timeout"):
         config.addinivalue_line("markers", "timeout(seconds): needs pytest-timeout to have effect")
 

@@ -218,10 +218,10 @@ def test_debug_mode_finds_nothing(name: str, loop_name: str) -> None:
         assert "Traceback" not in done.stderr
 
 
-def test_server_and_client_as_two_programs(loop_name: str) -> None:
-    """echo_server.py --serve with echo_client.py --connect, and Ctrl-C at the end."""
+def serve_and_ask(loop_name: str, server_name: str, client_name: str, ask: str) -> list[str]:
+    """What the server printed to its client, and to a Ctrl-C at the end."""
     server = subprocess.Popen(
-        command_for(loop_name, EXAMPLES / "echo_server.py", "--serve", "0"),
+        command_for(loop_name, EXAMPLES / server_name, "--serve", "0"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -231,25 +231,28 @@ def test_server_and_client_as_two_programs(loop_name: str) -> None:
             assert server.stdout is not None
             announced = re.fullmatch(r"Serving on 127\.0\.0\.1:(\d+)\n", server.stdout.readline())
             assert announced is not None
-            client = run_program(
-                command_for(loop_name, EXAMPLES / "echo_client.py", "--connect", announced[1])
-            )
+            client = run_program(command_for(loop_name, EXAMPLES / client_name, ask, announced[1]))
             assert client.stderr == ""
-            wanted = PRINTED["echo_client.py"].splitlines(keepends=True)[:3]
+            wanted = PRINTED[client_name].splitlines(keepends=True)[:3]
             assert client.stdout == "".join(wanted)
             server.send_signal(signal.SIGINT)
             out, err = server.communicate(timeout=TIMEOUT_S)
         finally:
             server.kill()
     assert err == ""
-    assert out.splitlines() == [
+    assert server.returncode == 0
+    return out.splitlines()
+
+
+def test_server_and_client_as_two_programs(loop_name: str) -> None:
+    printed = serve_and_ask(loop_name, "echo_server.py", "echo_client.py", "--connect")
+    assert printed == [
         "Connection from 127.0.0.1.",
         "Received: Hello, world!",
         "Echoing: Hello, world!",
         "Connection closed.",
         "Server shut down.",
     ]
-    assert server.returncode == 0
 
 
 def test_client_without_a_server(loop_name: str) -> None:
@@ -264,36 +267,13 @@ def test_client_without_a_server(loop_name: str) -> None:
 
 
 def test_udp_server_and_client_as_two_programs(loop_name: str) -> None:
-    """udp_echo_server.py --serve with udp_echo_client.py --ask, and Ctrl-C at the end."""
-    server = subprocess.Popen(
-        command_for(loop_name, EXAMPLES / "udp_echo_server.py", "--serve", "0"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with server:
-        try:
-            assert server.stdout is not None
-            announced = re.fullmatch(r"Serving on 127\.0\.0\.1:(\d+)\n", server.stdout.readline())
-            assert announced is not None
-            client = run_program(
-                command_for(loop_name, EXAMPLES / "udp_echo_client.py", "--ask", announced[1])
-            )
-            assert client.stderr == ""
-            wanted = PRINTED["udp_echo_client.py"].splitlines(keepends=True)[:3]
-            assert client.stdout == "".join(wanted)
-            server.send_signal(signal.SIGINT)
-            out, err = server.communicate(timeout=TIMEOUT_S)
-        finally:
-            server.kill()
-    assert err == ""
-    assert out.splitlines() == [
+    printed = serve_and_ask(loop_name, "udp_echo_server.py", "udp_echo_client.py", "--ask")
+    assert printed == [
         "Received from 127.0.0.1: Hello, world!",
         "Echoing: Hello, world!",
         "Endpoint closed.",
         "Server shut down.",
     ]
-    assert server.returncode == 0
 
 
 needs_cpploop = pytest.mark.skipif(

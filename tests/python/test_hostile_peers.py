@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import os
 import resource
@@ -15,22 +16,17 @@ import socket
 import struct
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 import support
 from support import Env
 
+# Thousands of connections take their time on a busy machine.
+until = functools.partial(support.eventually, timeout=20.0)
+
 RST = struct.pack("ii", 1, 0)
 IDLE = 10_000 if support.LONG else 1_000
-
-
-def rss_kib() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1])
-    raise AssertionError("no VmRSS")
 
 
 class Counting(asyncio.Protocol):
@@ -58,13 +54,6 @@ class Counting(asyncio.Protocol):
 def counting() -> type[Counting]:
     """A class of its own, so that tests do not share counters."""
     return type("Counting", (Counting,), {})
-
-
-async def until(condition: Any, limit_s: float = 20.0) -> None:
-    end = time.monotonic() + limit_s * support.TIME_SCALE
-    while not condition():
-        assert time.monotonic() < end, "what was waited for did not come"
-        await asyncio.sleep(0.005)
 
 
 async def serve(protocol: Any) -> tuple[asyncio.Server, Any]:
@@ -173,12 +162,12 @@ def test_a_peer_that_never_reads_holds_little_memory(run: Any) -> None:
         server = await asyncio.start_server(pour, "127.0.0.1", 0)
         async with server:
             address = server.sockets[0].getsockname()
-            before = rss_kib()
+            before = support.rss_kib()
             clients = [socket.create_connection(address) for _ in range(50)]
             await asyncio.sleep(1)
             assert max(stuck) < 64 * 1024 + 2 * 64 * 1024
             # 50 x (watermark + one block), and the allocator's slack.
-            assert rss_kib() - before < 50 * 192 + 16 * 1024
+            assert support.rss_kib() - before < 50 * 192 + 16 * 1024
             for client in clients:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RST)
                 client.close()
@@ -207,14 +196,14 @@ def test_a_paused_reader_is_not_filled(run: Any) -> None:
         client = socket.create_connection(address)
         client.setblocking(False)
         await until(lambda: bool(transports))
-        before, sent = rss_kib(), 0
+        before, sent = support.rss_kib(), 0
         with contextlib.suppress(BlockingIOError):
             while sent < 256 << 20:
                 sent += client.send(bytes(1 << 20))
         assert sent < 64 << 20
         await asyncio.sleep(0.2)
         assert Paused.received == 0
-        assert rss_kib() - before < 8 * 1024
+        assert support.rss_kib() - before < 8 * 1024
         transports[0].abort()
         client.close()
         server.close()
@@ -424,11 +413,11 @@ def test_memory_after_ten_thousand_short_connections_is_flat(run: Any) -> None:
         await loop.run_in_executor(None, many, count)
         await until(lambda: protocol.lost == count)
         gc.collect()
-        before = rss_kib()
+        before = support.rss_kib()
         await loop.run_in_executor(None, many, count)
         await until(lambda: protocol.lost == 2 * count)
         gc.collect()
-        assert rss_kib() - before < 2048
+        assert support.rss_kib() - before < 2048
         await end(server, protocol)
 
     run(main, timeout=120)

@@ -17,9 +17,7 @@ import gc
 import json
 import os
 import random
-import ssl
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,7 +25,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "python"))
+
 import activities
+import support
 
 SHORT_S = 120.0
 SAMPLE_S = 1.0
@@ -66,24 +67,6 @@ def sample(started: float) -> Sample:
         rss_kib=int(fields["VmRSS"].split()[0]),
         blocks=sys.getallocatedblocks(),
     )
-
-
-def make_contexts(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    certificate, key = folder / "certificate.pem", folder / "key.pem"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-nodes", "-days", "30", "-subj", "/CN=localhost"),
-            *("-addext", "subjectAltName=DNS:localhost"),
-            *("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
-            *("-keyout", str(key), "-out", str(certificate)),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(certificate, key)
-    client = ssl.create_default_context(cafile=str(certificate))
-    return server, client
 
 
 async def repeat(soak: activities.Soak, name: str, end: float) -> None:
@@ -194,7 +177,8 @@ def main() -> int:
     new_loop = loop_factory(options.loop)
     reports: list[str] = []
     with tempfile.TemporaryDirectory(prefix="cpploop-soak-") as folder:
-        server_tls, client_tls = make_contexts(Path(folder))
+        certificates = support.make_certificates(Path(folder))
+        server_tls, client_tls = certificates.server_context(), certificates.client_context()
         soak = activities.Soak(random.Random(seed), Path(folder), new_loop, server_tls, client_tls)
         with asyncio.Runner(loop_factory=new_loop) as runner:
             runner.get_loop().set_exception_handler(
