@@ -53,6 +53,10 @@ asan: ## Run the engine's tests under AddressSanitizer and UndefinedBehaviorSani
 asan-python: ## Run the Python tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@scripts/sanitized.sh python "$(PYTHON)" $(PYTEST_ARGS)
 
+.PHONY: asan-conformance
+asan-conformance: ## Run the interpreter's own asyncio tests with the sanitized extension
+	@scripts/sanitized.sh conformance "$(PYTHON)" $(CONFORMANCE_ARGS)
+
 .PHONY: tsan
 tsan: ## Run the engine's tests under ThreadSanitizer
 	@scripts/sanitized.sh core tsan $(JOBS)

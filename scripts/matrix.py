@@ -6,8 +6,8 @@
 
 For each Python: all Python tests, which take every way of doing TLS, and the interpreter's own
 asyncio tests with cpploop as the loop, those of TLS once for each way. Once, on the newest ordinary
-Python: the Python tests under AddressSanitizer and UBSan. The engine's tests run plain, with
-ASan+UBSan and with TSan.
+Python: the Python tests and asyncio's own under AddressSanitizer and UBSan. The engine's tests run
+plain, with ASan+UBSan and with TSan. With --only, the table's other rows stay as they are.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Row:
     outcome: str = ""
     result: str = ""
     seconds: float = 0.0
+    commit: str = ""
 
 
 @dataclass
@@ -45,7 +46,7 @@ class Matrix:
     def run(self, python: str, what: str, command: list[str], **environment: str) -> bool:
         """Runs one cell; its whole output goes to a log, its last figures into the table."""
         name = re.sub(r"[^\w.]+", "-", f"{python}-{what}").strip("-")
-        row = Row(python, what)
+        row = Row(python, what, commit=current_commit())
         self.rows.append(row)
         print(f"== {python}: {what}", flush=True)
         started = time.monotonic()
@@ -65,6 +66,13 @@ class Matrix:
         row.result = figures(log.read_text(errors="replace"))
         print(f"   {row.outcome}  {row.result}  {row.seconds:.0f} s", flush=True)
         return done.returncode == 0
+
+
+def current_commit() -> str:
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=REPO, capture_output=True, text=True
+    )
+    return done.stdout.strip()
 
 
 def figures(text: str) -> str:
@@ -116,32 +124,54 @@ def run_engine(matrix: Matrix) -> None:
 
 def run_sanitized(matrix: Matrix) -> None:
     matrix.run("newest", "Python tests, ASan and UBSan", ["make", "asan-python"])
+    what = "asyncio's own tests, ASan and UBSan"
+    matrix.run("newest", what, ["make", "asan-conformance"])
+    suites = "--suite test_ssl --suite test_sslproto"
+    for path in TLS_PATHS:
+        matrix.run(
+            "newest",
+            f"asyncio's own TLS tests, {path}, ASan and UBSan",
+            ["make", "asan-conformance", f"CONFORMANCE_ARGS={suites}"],
+            CPPLOOP_TLS=path,
+        )
 
 
-def write(matrix: Matrix, out: Path) -> None:
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=REPO, capture_output=True, text=True
-    )
+def kept_lines(out: Path, rows: list[Row]) -> list[str]:
+    """The table's lines about what has not been run again."""
+    if not out.exists():
+        return []
+    again = {(row.python, row.what) for row in rows}
+    lines = []
+    for line in out.read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 6 and cells[0] not in ("Python", "---"):
+            if (cells[0], cells[1]) not in again:
+                lines.append(line)
+    return lines
+
+
+def write(matrix: Matrix, out: Path, kept: list[str]) -> None:
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     lines = [
         "# The matrix",
         "",
-        "Written by `make matrix`; do not edit. What passed where, on one machine, in one run.",
+        "Written by `make matrix`; do not edit. What passed where, on one machine.",
         "",
-        f"{today}, commit {commit.stdout.strip()}, {platform.system()} {platform.release()}, "
-        f"{platform.machine()}, {os.cpu_count()} cores.",
+        f"{today}, {platform.system()} {platform.release()}, {platform.machine()}, "
+        f"{os.cpu_count()} cores.",
         "",
         "Free-threaded 3.14 and 3.15 builds were not at hand and have not been run.",
         "",
-        "| Python | what | outcome | result | s |",
-        "|---|---|---|---|---|",
+        "| Python | what | outcome | result | s | commit |",
+        "|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {row.python} | {row.what} | {row.outcome} | {row.result} | {row.seconds:.0f} |"
+        f"| {row.python} | {row.what} | {row.outcome} | {row.result} | {row.seconds:.0f} | "
+        f"{row.commit} |"
         for row in matrix.rows
         if row.what != "build" or row.outcome != "pass"
     ]
-    out.write_text("\n".join(lines) + "\n")
+    out.write_text("\n".join(lines + kept) + "\n")
 
 
 def main() -> int:
@@ -161,7 +191,7 @@ def main() -> int:
             run_sanitized(matrix)
         else:
             run_python(matrix, name)
-        write(matrix, arguments.out)
+        write(matrix, arguments.out, kept_lines(arguments.out, matrix.rows))
     failed = [f"{row.python}: {row.what}" for row in matrix.rows if row.outcome != "pass"]
     print(f"{len(matrix.rows) - len(failed)} of {len(matrix.rows)} passed")
     for line in failed:

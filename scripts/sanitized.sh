@@ -3,6 +3,7 @@
 #   scripts/sanitized.sh core asan|tsan [JOBS]       the engine's tests, by CMake preset
 #   scripts/sanitized.sh python NAME [PYTEST ARG...] the Python tests with an instrumented extension in
 #                                                    the ordinary interpreter NAME (see pythons.sh)
+#   scripts/sanitized.sh conformance NAME [ARG...]   the interpreter's own asyncio tests with that
 set -euo pipefail
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$repo"
@@ -18,8 +19,8 @@ case ${1:?core or python} in
     if [[ $preset == tsan ]] && setarch -R true 2>/dev/null; then plain=(setarch -R); fi
     "${plain[@]}" scripts/ctest.sh "$preset" "$jobs"
     ;;
-  python)
-    name=${2:?NAME}
+  python | conformance)
+    what=$1 name=${2:?NAME}
     shift 2
     venv=build/venvs/asan
     scripts/venv.sh --sanitize address,undefined "$name" "$venv"
@@ -34,10 +35,14 @@ case ${1:?core or python} in
     export UBSAN_OPTIONS=print_stacktrace=1
     # The tests multiply their time-outs by it: instrumented code runs two to four times slower.
     export CPPLOOP_TIME_SCALE=${CPPLOOP_TIME_SCALE:-4}
-    "$venv/run" "$venv/bin/python" -m pytest "$@"
+    if [[ $what == python ]]; then
+      "$venv/run" "$venv/bin/python" -m pytest "$@"
+    else
+      "$venv/run" "$venv/bin/python" tests/conformance/run.py --timeout 120 "$@"
+    fi
     ;;
   *)
-    echo "usage: scripts/sanitized.sh core asan|tsan [JOBS] | python NAME [PYTEST ARG...]" >&2
+    echo "usage: scripts/sanitized.sh core asan|tsan [JOBS] | python NAME [PYTEST ARG...] | conformance NAME [ARG...]" >&2
     exit 2
     ;;
 esac
