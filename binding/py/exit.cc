@@ -14,8 +14,12 @@ void park_if_thread_is_ending() {
 #if PY_VERSION_HEX < 0x030E0000
 #if PY_VERSION_HEX >= 0x030D0000
   const bool detached = PyThreadState_GetUnchecked() == nullptr;
-#else
+#elif PY_VERSION_HEX >= 0x030C0000
   const bool detached = _PyThreadState_UncheckedGet() == nullptr;
+#else
+  // The state of 3.11 is the process's: that of whoever has the interpreter, which this thread has
+  // lost.
+  const bool detached = PyGILState_Check() == 0;
 #endif
   if (detached) {
     park();
