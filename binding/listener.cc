@@ -82,6 +82,7 @@ class ServerListener final : public ListenerEvents {
   void release() noexcept override { const Ref self = Ref::steal(self_); }
 
   [[nodiscard]] bool on_connection(UniqueFd fd, const os::SocketAddress& peer) override {
+    loop_.engine().metrics().accepted.add();
     // Each connection has a context of its own, as asyncio's task for each connection gives it one.
     py::InContext accepting(context_.get());
     Ref context = given_context_ ? Ref::steal(PyContext_Copy(given_context_.get()))

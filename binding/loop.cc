@@ -400,6 +400,9 @@ PyObject* Loop::open_transports() {
       open.push_back(Ref::borrow(transport));
     }
   }
+  for (PyObject* transport : held_) {
+    open.push_back(Ref::borrow(transport));
+  }
   return as_list(open);
 }
 

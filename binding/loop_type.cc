@@ -658,6 +658,70 @@ PyObject* loop_make_write_pipe_transport(PyObject* self, PyObject* const* values
                              new_write_pipe_transport);
 }
 
+// ---- what the loop counts ----
+
+[[nodiscard]] bool put_number(PyObject* dict, const char* name, std::uint64_t value) {
+  const Ref number = Ref::steal(PyLong_FromUnsignedLongLong(value));
+  return number && PyDict_SetItemString(dict, name, number.get()) == 0;
+}
+
+PyObject* loop_counters(PyObject* self, PyObject*) {
+  return py::guard([&]() -> PyObject* {
+    Loop& loop = loop_of(self);
+    Engine& engine = loop.engine();
+    Metrics& metrics = engine.metrics();
+    metrics.measure_from(monotonic_now_ns());
+    Ref dict = Ref::steal(PyDict_New());
+    Ref periods = Ref::steal(PyTuple_New(Metrics::kBusyBuckets));
+    if (!dict || !periods) {
+      return nullptr;
+    }
+    const std::pair<const char*, std::uint64_t> numbers[] = {
+        {"turns", metrics.turns.get()},
+        {"waits", metrics.waits.get()},
+        {"wake_ups", metrics.wake_ups.get()},
+        {"events", metrics.events.get()},
+        {"callbacks", engine.callback_serial() - 1},
+        {"timers_fired", metrics.timers.get()},
+        {"ready_peak", metrics.ready_peak.get()},
+        {"accepted", metrics.accepted.get()},
+        {"bytes_received", metrics.bytes_received.get()},
+        {"bytes_sent", metrics.bytes_sent.get()},
+        {"waited_ns", metrics.waited_ns.get()},
+        {"busy_ns", metrics.busy_ns.get()},
+    };
+    for (const auto& [name, value] : numbers) {
+      if (!put_number(dict.get(), name, value)) {
+        return nullptr;
+      }
+    }
+    for (std::size_t i = 0; i < Metrics::kBusyBuckets; ++i) {
+      PyObject* number = PyLong_FromUnsignedLongLong(metrics.busy_periods[i].get());
+      if (number == nullptr) {
+        return nullptr;
+      }
+      PyTuple_SET_ITEM(periods.get(), static_cast<Py_ssize_t>(i), number);
+    }
+    return PyDict_SetItemString(dict.get(), "busy_periods", periods.get()) == 0 ? dict.release()
+                                                                                : nullptr;
+  });
+}
+
+PyObject* loop_timer_count(PyObject* self, PyObject*) {
+  return py::guard([&]() -> PyObject* {
+    Loop& loop = loop_of(self);
+    const TimerHeap& timers = loop.engine().timers();
+    return may_look(loop) ? PyLong_FromSize_t(timers.size() - timers.cancelled()) : nullptr;
+  });
+}
+
+// (whether it is busy, which callback it is at): asked from other threads.
+PyObject* loop_progress(PyObject* self, PyObject*) {
+  Engine& engine = loop_of(self).engine();
+  return Py_BuildValue("NK", PyBool_FromLong(engine.busy() ? 1 : 0),
+                       static_cast<unsigned long long>(engine.callback_serial()));
+}
+
 // ---- sockets of the user's ----
 
 template <SockCall kCall>
@@ -930,6 +994,13 @@ PyMethodDef loop_methods[] = {
      "_scheduled_handles($self, /)\n--\n\nThe timers that wait, the earliest first."},
     {"_clear_scheduled", loop_clear_scheduled, METH_NOARGS,
      "_clear_scheduled($self, /)\n--\n\nDrop every timer."},
+    {"_counters", loop_counters, METH_NOARGS,
+     "_counters($self, /)\n--\n\nWhat the loop has counted since it was made; any thread may ask."},
+    {"_timer_count", loop_timer_count, METH_NOARGS,
+     "_timer_count($self, /)\n--\n\nHow many timers wait."},
+    {"_progress", loop_progress, METH_NOARGS,
+     "_progress($self, /)\n--\n\n"
+     "Whether the loop is busy, and the number of its callback; any thread may ask."},
     {"_open_transports", loop_open_transports, METH_NOARGS,
      "_open_transports($self, /)\n--\n\nThe native transports that the loop holds."},
     {"_close", loop_close, METH_NOARGS,

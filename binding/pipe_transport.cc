@@ -96,8 +96,14 @@ bool PipeTransport::file_is_open() {
 }
 
 IoResult PipeTransport::read(std::span<const iovec> parts) {
-  // What the kernel says of a number that nobody has.
-  return file_is_open() ? loop_->engine().backend().read(fd_, parts) : IoResult::failure(EBADF);
+  if (!file_is_open()) {
+    return IoResult::failure(EBADF);  // What the kernel says of a number that nobody has.
+  }
+  const IoResult result = loop_->engine().backend().read(fd_, parts);
+  if (result.ok()) {
+    loop_->engine().metrics().bytes_received.add(static_cast<std::size_t>(result.value));
+  }
+  return result;
 }
 
 bool PipeTransport::watch(Wanted what, PyObject* callback) {
@@ -431,6 +437,7 @@ PyObject* WritePipeTransport::write(PyObject* data) {
       return fatal_error(result.error);
     }
     sent = static_cast<std::size_t>(result.value);
+    loop_->engine().metrics().bytes_sent.add(sent);
     if (sent == outgoing.size()) {
       return py::none();
     }
@@ -503,6 +510,7 @@ PyObject* WritePipeTransport::write_ready() {
     ++lost_count_;
     return unwatch(kWantWritable) ? fatal_error(result.error) : nullptr;
   }
+  loop_->engine().metrics().bytes_sent.add(static_cast<std::size_t>(result.value));
   if (!writer_.empty()) {
     return py::none();
   }

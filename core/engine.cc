@@ -27,8 +27,10 @@ int Engine::run() {
       engine.stopping_ = false;
       engine.interrupted_ = false;
       engine.in_callback_ = false;
+      engine.end_busy_period();
     }
   } const reset{*this};
+  begin_busy_period();
   int error = 0;
   do {
     error = turn();
@@ -36,11 +38,25 @@ int Engine::run() {
   return error;
 }
 
+void Engine::begin_busy_period() noexcept {
+  if (metrics_.measuring()) {
+    metrics_.begin(monotonic_now_ns());
+  }
+  busy_.store(true, std::memory_order_relaxed);
+}
+
+void Engine::end_busy_period() noexcept {
+  if (metrics_.measuring()) {
+    metrics_.look(monotonic_now_ns());
+  }
+  busy_.store(false, std::memory_order_relaxed);
+}
+
 // The order of a turn, which is asyncio's: poll; queue what the poll found, then the timers that
 // are due, behind what was ready before; run exactly that many. What those callbacks schedule waits
 // for the next turn.
 int Engine::turn() {
-  ++turns_;
+  metrics_.turns.add();
   if (++busy_turns_ > kBusyTurnsMax) {
     busy_turns_ = 0;
     host_.stayed_busy();
@@ -71,12 +87,22 @@ int Engine::poll() {
   if (interrupted_) {
     return 0;  // An overridden clock raised.
   }
+  const bool measuring = metrics_.measuring();
+  if (measuring) {
+    metrics_.look(monotonic_now_ns());
+  }
   IoResult result;
   if (limit_ns != 0 && inbox_->arm()) {
     busy_turns_ = 0;
+    busy_.store(false, std::memory_order_relaxed);
     host_.about_to_block();
     result = backend_->wait(limit_ns);
+    metrics_.waits.add();
+    if (measuring) {
+      metrics_.waited(monotonic_now_ns());
+    }
     host_.woke_up();
+    busy_.store(true, std::memory_order_relaxed);
     inbox_->disarm();
   } else {
     result = backend_->wait(0);
@@ -89,8 +115,11 @@ int Engine::poll() {
   if (inbox_->has_posts()) {
     inbox_->drain_into(ready_);
   }
+  const std::size_t known = ready_.size();
   backend_->collect(ready_);
+  metrics_.events.add(ready_.size() - known);
   if (backend_->woken()) {
+    metrics_.wake_ups.add();
     inbox_->acknowledge();
   }
   return 0;
@@ -153,11 +182,15 @@ void Engine::queue_due_timers() {
       host_.drop(token);
     } else {
       ready_.push(ReadyEntry::of_token(token));
+      metrics_.timers.add();
     }
   }
 }
 
 void Engine::run_ready() {
+  if (ready_.size() > metrics_.ready_peak.get()) {
+    metrics_.ready_peak.set(ready_.size());
+  }
   // A callback that forks and returns in the child ends it there, too.
   for (std::size_t count = ready_.size(); count > 0 && !interrupted_ && !forked(); --count) {
     // Closing the loop from within is refused, but a fork's child may find the queue emptied.
@@ -169,7 +202,7 @@ void Engine::run_ready() {
 }
 
 void Engine::run_entry(const ReadyEntry& entry) {
-  ++callback_serial_;
+  callback_serial_.add();
   in_callback_ = true;
   switch (entry.kind) {
     case ReadyEntry::Kind::token:
@@ -201,7 +234,7 @@ void Engine::run_io(const ReadyEntry& entry) {
     backend_->dispatch(entry.channel, kIoReadable);
   }
   if ((entry.io_events & kIoWritable) != 0 && !interrupted_) {
-    ++callback_serial_;
+    callback_serial_.add();
     backend_->dispatch(entry.channel, kIoWritable);
   }
 }
@@ -246,11 +279,18 @@ int Engine::turn_once() {
   struct Restore {
     Engine& engine;
     const bool in_callback;
+    const bool nested;
     ~Restore() {
       engine.interrupted_ = false;
       engine.in_callback_ = in_callback;
+      if (!nested) {
+        engine.end_busy_period();
+      }
     }
-  } const restore{*this, in_callback_};
+  } const restore{*this, in_callback_, busy()};
+  if (!busy()) {
+    begin_busy_period();
+  }
   if (!flush_list_.empty()) {
     flush_gathered();  // The turn may wait for an answer to what the caller has written.
   }

@@ -1,10 +1,12 @@
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <vector>
 
 #include "core/backend/backend.h"
+#include "core/metrics.h"
 #include "core/net/readiness_watchers.h"
 #include "core/os/clock.h"
 #include "core/os/process.h"
@@ -108,7 +110,9 @@ class Engine {
   // True while a callback of the loop's runs: only then are writes gathered.
   [[nodiscard]] bool in_callback() const noexcept { return in_callback_; }
   // Tells one callback from the next.
-  [[nodiscard]] std::uint64_t callback_serial() const noexcept { return callback_serial_; }
+  [[nodiscard]] std::uint64_t callback_serial() const noexcept { return callback_serial_.get(); }
+  // Any thread: whether the loop is between two waits, or in a poll that does not block.
+  [[nodiscard]] bool busy() const noexcept { return busy_.load(std::memory_order_relaxed); }
   void flush_after_callback(StreamSocket& socket);
   void cancel_flush(StreamSocket& socket) noexcept;
   void flush_gathered();
@@ -121,12 +125,14 @@ class Engine {
   // and neither touches what the parent shares.
   void abandon_after_fork() noexcept;
 
-  [[nodiscard]] std::uint64_t turns() const noexcept { return turns_; }
+  [[nodiscard]] Metrics& metrics() noexcept { return metrics_; }
 
  private:
   static constexpr std::uint32_t kBusyTurnsMax = 128;
   static constexpr std::int64_t kLongestWaitNs = 24LL * 3600 * kNanosecondsPerSecond;
 
+  void begin_busy_period() noexcept;
+  void end_busy_period() noexcept;
   [[nodiscard]] std::vector<Token> take_timers();
   void discard_cancelled_timers();
   void compact_timers();
@@ -145,8 +151,9 @@ class Engine {
   ReadinessWatchers watchers_;
   Clock* clock_ = nullptr;
   std::vector<StreamSocket*> flush_list_;
-  std::uint64_t callback_serial_ = 1;
-  std::uint64_t turns_ = 0;
+  Metrics metrics_;
+  Counter callback_serial_{1};
+  std::atomic<bool> busy_{false};
   std::uint32_t busy_turns_ = 0;  // Since the last wait.
   const std::uint32_t fork_generation_ = os::fork_generation();
   bool in_callback_ = false;

@@ -52,6 +52,9 @@ bool DatagramSocket::resume_reading() noexcept {
 }
 
 bool DatagramSocket::on_datagrams(std::span<const Datagram> datagrams) {
+  for (const Datagram& datagram : datagrams) {
+    engine_.metrics().bytes_received.add(datagram.size);
+  }
   const std::size_t delivered = deliver(datagrams);
   if (delivered < datagrams.size() && !closing_ && !engine_.forked()) {
     keep(datagrams.subspan(delivered));
@@ -143,7 +146,11 @@ void DatagramSocket::deliver_held() {
 
 IoResult DatagramSocket::send(const void* data, std::size_t size,
                               const os::SocketAddress* to) noexcept {
-  return engine_.backend().send_datagram(channel_, data, size, to);
+  const IoResult result = engine_.backend().send_datagram(channel_, data, size, to);
+  if (result.ok()) {
+    engine_.metrics().bytes_sent.add(size);
+  }
+  return result;
 }
 
 void DatagramSocket::wait_for_kernel() noexcept { engine_.backend().want_send_ready(channel_); }

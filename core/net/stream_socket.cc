@@ -61,6 +61,7 @@ void StreamSocket::on_received(IoResult result) {
   if (result.ok() && result.value > 0) {
     const auto count = static_cast<std::size_t>(result.value);
     adapt_receive_size(count);
+    engine_.metrics().bytes_received.add(count);
     events_.on_bytes(count);
     return;
   }
@@ -116,6 +117,7 @@ std::size_t StreamSocket::begin_write(const void* data, std::size_t size) {
   const IoResult result = engine_.backend().send(channel_, {&part, 1});
   if (result.ok()) {
     const auto sent = static_cast<std::size_t>(result.value);
+    engine_.metrics().bytes_sent.add(sent);
     blocked_ = sent < size;
     return sent;
   }
@@ -175,6 +177,7 @@ void StreamSocket::send_queue() {
       return;
     }
     const std::size_t sent = result.ok() ? static_cast<std::size_t>(result.value) : 0;
+    engine_.metrics().bytes_sent.add(sent);
     queue_.advance(sent, [this](WriteQueue::Owner owner) { events_.drop_owner(owner); });
     if (sent < offered) {
       blocked_ = true;

@@ -10,13 +10,19 @@ Importing this package changes nothing.
 
 from __future__ import annotations
 
+import importlib
 import platform
 import sys
+from typing import TYPE_CHECKING
 
 from . import _native, _tls
 from ._loop import Loop
 from ._policy import EventLoopPolicy, install
 from ._run import new_event_loop, run
+
+if TYPE_CHECKING:
+    from ._metrics import LoopMetrics
+    from ._watchdog import SlowCallback, Watchdog
 
 EventLoop = Loop
 
@@ -26,12 +32,25 @@ __all__ = (
     "EventLoop",
     "EventLoopPolicy",
     "Loop",
+    "LoopMetrics",
+    "SlowCallback",
+    "Watchdog",
     "__version__",
     "build_info",
     "install",
     "new_event_loop",
     "run",
 )
+
+
+_LATER = {"LoopMetrics": "_metrics", "SlowCallback": "_watchdog", "Watchdog": "_watchdog"}
+
+
+def __getattr__(name: str) -> object:
+    # What few programs need costs the others nothing at import.
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)
 
 
 def build_info() -> dict[str, object]:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _native, _tls
 from ._datagrams import takes_natively
+from ._observed import ObservedLoop
 from ._private import ReadyView, ScheduledView, SelectorView
 from ._processes import SpawningLoop
 from ._resolve import ResolvingLoop
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 _SERVES_IN_CONTEXT = sys.version_info >= (3, 15)
 
 
-class Loop(_native.Loop, _tls.TlsLoop, ResolvingLoop, SpawningLoop):
+class Loop(_native.Loop, _tls.TlsLoop, ResolvingLoop, SpawningLoop, ObservedLoop):
     """An asyncio event loop with a native engine.
 
     Make one with ``cpploop.new_event_loop()``, or hand that function to ``asyncio.run``,

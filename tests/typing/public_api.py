@@ -56,6 +56,20 @@ def facts() -> None:
     assert_type(cpploop.build_info(), dict[str, object])
 
 
+# ---- looking into a loop
+
+
+def looks(loop: cpploop.Loop) -> None:
+    metrics = loop.metrics()
+    assert_type(metrics, cpploop.LoopMetrics)
+    assert_type(metrics.lag(0.99), float)
+    assert_type(metrics.transports, dict[str, int])
+    with loop.watch_slow_callbacks(0.1, lambda slow: slow.stack) as watchdog:
+        assert_type(watchdog, cpploop.Watchdog)
+    loop.watch_slow_callbacks(report=print, dump=True).stop()
+    loop.metrics(1)  # type: ignore[call-arg]
+
+
 # ---- a loop is asyncio's loop
 
 

@@ -1,0 +1,119 @@
+"""What a loop counts of its own work, for dashboards and for looking into a running program."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from . import _native
+
+if TYPE_CHECKING:
+    from ._loop import Loop
+
+_KINDS: dict[type, str] = {
+    _native.StreamTransport: "stream",
+    _native.DatagramTransport: "datagram",
+    _native.ReadPipeTransport: "read_pipe",
+    _native.WritePipeTransport: "write_pipe",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LoopMetrics:
+    """One look at a loop: counters since it was made, and how things stand. All times in seconds.
+
+    A busy period lasts from one look at the kernel to the next. Nothing that happens in it can be
+    noticed before it ends, so its length bounds how late the loop is for any event.
+    """
+
+    #: Turns of the loop, each of which runs what was ready when it began.
+    turns: int
+    #: Polls of the kernel that were allowed to block.
+    waits: int
+    #: Wake-ups by other threads.
+    wake_ups: int
+    #: Events that the kernel reported.
+    events: int
+    #: Callbacks run, the loop's own handling of I/O included.
+    callbacks: int
+    #: Timers that became due.
+    timers_fired: int
+    #: The most callbacks that were ready at the beginning of a turn.
+    ready_peak: int
+    #: Connections accepted by servers.
+    accepted: int
+    #: Bytes that transports received and sent, as the kernel counts them (of TLS: ciphertext).
+    bytes_received: int
+    bytes_sent: int
+    #: Time in polls that were allowed to block, and between polls; measured from the first call of
+    #: metrics() on. Time outside of run_forever() is neither.
+    waited: float
+    busy: float
+    #: How many busy periods were shorter than each bound in seconds; the last bound is infinite.
+    #: Each counts those of the bounds before it, too (a cumulative histogram).
+    busy_periods: tuple[tuple[float, int], ...]
+    #: Callbacks that are ready to run now, and timers that wait.
+    ready: int
+    timers: int
+    #: Open transports by kind: stream, datagram, read_pipe, write_pipe; tls counts those of the
+    #: streams that carry TLS.
+    transports: dict[str, int]
+
+    @property
+    def utilisation(self) -> float:
+        """The share of its running time that the loop was busy, from 0 to 1."""
+        total = self.busy + self.waited
+        return self.busy / total if total else 0.0
+
+    def lag(self, quantile: float) -> float:
+        """A bound in seconds that this share of the busy periods stayed below.
+
+        quantile: from 0 to 1; 0.99 asks how late the loop is for all but one event in a hundred.
+        ValueError outside of that. Infinite when it was more than eight seconds; 0 when the loop
+        has not run.
+        """
+        if not 0.0 <= quantile <= 1.0:
+            raise ValueError(f"quantile must be between 0 and 1, not {quantile!r}")
+        total = self.busy_periods[-1][1]
+        if total == 0:
+            return 0.0
+        return next(bound for bound, count in self.busy_periods if count >= quantile * total)
+
+
+def _cumulative(counts: Iterable[int]) -> tuple[tuple[float, int], ...]:
+    """The engine's buckets, each twice as wide as the one before it, the first a microsecond."""
+    totals: list[tuple[float, int]] = []
+    total = 0
+    for power, count in enumerate(counts):
+        total += count
+        totals.append((2.0**power * 1e-6, total))
+    totals[-1] = (float("inf"), total)
+    return tuple(totals)
+
+
+def look(loop: Loop) -> LoopMetrics:
+    """What loop.metrics() answers."""
+    counters = loop._counters()
+    transports: collections.Counter[str] = collections.Counter()
+    for transport in loop._open_transports():
+        transports[_kind(transport)] += 1
+        if isinstance(getattr(transport, "_protocol", None), _native.TlsProtocolBase):
+            transports["tls"] += 1
+    return LoopMetrics(
+        waited=counters.pop("waited_ns") / 1e9,
+        busy=counters.pop("busy_ns") / 1e9,
+        busy_periods=_cumulative(counters.pop("busy_periods")),
+        ready=loop._ready_count(),
+        timers=loop._timer_count(),
+        transports=dict(transports),
+        **counters,
+    )
+
+
+def _kind(transport: object) -> str:
+    for native, kind in _KINDS.items():
+        if isinstance(transport, native):
+            return kind
+    return "other"

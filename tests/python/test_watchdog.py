@@ -1,0 +1,184 @@
+"""The thread that reports a callback while it blocks the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import support
+
+cpploop = pytest.importorskip("cpploop")
+
+pytestmark = pytest.mark.skipif(
+    "cpploop" not in support.selected_loops(), reason="asyncio's loops have no watchdog"
+)
+THRESHOLD = 0.05 * support.TIME_SCALE
+
+
+@pytest.fixture
+def loop() -> Iterator[Any]:
+    loop = cpploop.new_event_loop()
+    yield loop
+    loop.close()
+
+
+def run_blocked(loop: Any, block: Any, **options: Any) -> list[Any]:
+    """What was reported, with the time at which it was, of a coroutine that calls BLOCK."""
+    reports: list[Any] = []
+
+    async def the_culprit() -> None:
+        await asyncio.sleep(0)
+        block()
+        await asyncio.sleep(0)
+
+    async def main() -> None:
+        await asyncio.create_task(the_culprit(), name="culprit")
+
+    with loop.watch_slow_callbacks(THRESHOLD, reports.append, **options):
+        loop.run_until_complete(main())
+    return reports
+
+
+def test_reports_while_the_callback_still_blocks(loop: Any) -> None:
+    reported = threading.Event()
+    seen: list[Any] = []
+
+    def report(slow: Any) -> None:
+        seen.append(slow)
+        reported.set()
+
+    async def block_until_reported() -> None:
+        # Nothing but the report ends this.
+        assert reported.wait(20)
+
+    with loop.watch_slow_callbacks(THRESHOLD, report):
+        loop.run_until_complete(block_until_reported())
+    (slow,) = seen
+    assert isinstance(slow, cpploop.SlowCallback)
+    assert slow.seconds >= THRESHOLD
+    assert slow.coroutine is not None and slow.coroutine.endswith("block_until_reported")
+    assert [frame.name for frame in slow.stack][-2:] == ["wait", "wait"] or any(
+        frame.name == "block_until_reported" for frame in slow.stack
+    )
+
+
+def test_names_the_task_and_the_line(loop: Any) -> None:
+    (slow,) = run_blocked(loop, lambda: time.sleep(4 * THRESHOLD))
+    assert slow.task_name == "culprit"
+    assert "the_culprit" in slow.coroutine
+    assert slow.stack[-1].name == "<lambda>"
+    assert "time.sleep(4 * THRESHOLD)" in str(slow)
+    assert str(slow).startswith("task 'culprit' (")
+
+
+def test_one_report_for_each_episode(loop: Any) -> None:
+    def block() -> None:
+        time.sleep(6 * THRESHOLD)
+
+    reports: list[Any] = []
+
+    async def main() -> None:
+        for _ in range(2):
+            block()
+            await asyncio.sleep(THRESHOLD)
+
+    with loop.watch_slow_callbacks(THRESHOLD, reports.append):
+        loop.run_until_complete(main())
+    assert len(reports) == 2
+
+
+def test_many_quick_callbacks_and_waiting_are_not_slow(loop: Any) -> None:
+    reports: list[Any] = []
+
+    async def main() -> None:
+        end = time.monotonic() + 3 * THRESHOLD
+        while time.monotonic() < end:
+            await asyncio.sleep(0)
+        await asyncio.sleep(3 * THRESHOLD)
+
+    with loop.watch_slow_callbacks(THRESHOLD, reports.append):
+        loop.run_until_complete(main())
+    assert reports == []
+
+
+def test_a_plain_callback_has_no_task(loop: Any) -> None:
+    reports: list[Any] = []
+    loop.call_soon(time.sleep, 4 * THRESHOLD)
+    loop.call_soon(loop.stop)
+    with loop.watch_slow_callbacks(THRESHOLD, reports.append):
+        loop.run_forever()
+    (slow,) = reports
+    assert (slow.task_name, slow.coroutine) == (None, None)
+    assert str(slow).startswith("a callback has blocked the loop for")
+
+
+def test_is_logged_by_default(loop: Any, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        time.sleep(4 * THRESHOLD)
+
+    with caplog.at_level(logging.WARNING, "cpploop"), loop.watch_slow_callbacks(THRESHOLD):
+        loop.run_until_complete(main())
+    (record,) = [one for one in caplog.records if one.name == "cpploop"]
+    assert "has blocked the loop for" in record.getMessage()
+    assert "time.sleep(4 * THRESHOLD)" in record.getMessage()
+
+
+def test_a_report_that_fails_is_logged(loop: Any, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(slow: Any) -> None:
+        raise ValueError("no")
+
+    async def main() -> None:
+        time.sleep(4 * THRESHOLD)
+
+    with caplog.at_level(logging.ERROR, "cpploop"), loop.watch_slow_callbacks(THRESHOLD, fail):
+        loop.run_until_complete(main())
+    assert "the report of a slow callback failed" in caplog.text
+
+
+@pytest.mark.parametrize("threshold", [0, -1, float("nan")])
+def test_wrong_thresholds(loop: Any, threshold: float) -> None:
+    with pytest.raises(ValueError, match="threshold must be positive seconds"):
+        loop.watch_slow_callbacks(threshold)
+
+
+def test_ends_with_its_loop_and_when_stopped(loop: Any) -> None:
+    before = threading.active_count()
+    watchdog = loop.watch_slow_callbacks(THRESHOLD)
+    assert threading.active_count() == before + 1
+    watchdog.stop()
+    watchdog.stop()
+    assert threading.active_count() == before
+    other = cpploop.new_event_loop()
+    other.watch_slow_callbacks(0.001)
+    other.close()
+    deadline = time.monotonic() + 10
+    while threading.active_count() != before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+
+
+@pytest.mark.skipif(support.FREE_THREADED, reason="nobody can keep a lock that is not there")
+def test_dumps_when_the_lock_is_not_given_up() -> None:
+    program = """
+import asyncio, re, cpploop
+
+async def main():
+    with asyncio.get_running_loop().watch_slow_callbacks(0.1, lambda slow: None, dump=True):
+        await asyncio.sleep(0.05)
+        # A regular expression that takes seconds and keeps the lock.
+        re.match("(a?){26}a{26}", "a" * 26)
+
+cpploop.run(main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert "Timeout" in done.stderr
+    assert "in main" in done.stderr
