@@ -129,6 +129,9 @@ bool Loop::ended_well(int error) {
 
 void Loop::about_to_block() noexcept {
   finalizing_when_blocked_ = runtime_is_finalizing();
+  if (tracer_) [[unlikely]] {
+    blocked_ns_ = monotonic_now_ns();
+  }
   saved_thread_ = PyEval_SaveThread();
 }
 
@@ -141,6 +144,10 @@ void Loop::woke_up() {
   }
   // It may also begin while we ask.
   py::unless_thread_ends([this] { PyEval_RestoreThread(std::exchange(saved_thread_, nullptr)); });
+  if (tracer_ && blocked_ns_ != 0) [[unlikely]] {
+    tracer_->record(Tracer::Kind::poll, Ref(), blocked_ns_, monotonic_now_ns(),
+                    engine_.metrics().turns.get());
+  }
 }
 
 void Loop::stayed_busy() {
@@ -174,8 +181,8 @@ void Loop::raise_leaving() {
 
 void Loop::run(Token token) {
   Ref handle = Ref::steal(as_object(token));
-  if (debug_) [[unlikely]] {
-    run_timed(handle.get());
+  if (is_watched()) [[unlikely]] {
+    run_watched(handle.get());
   } else if (!run_handle(handle.get())) [[unlikely]] {
     callback_failed(handle.get());
   }
@@ -186,14 +193,28 @@ void Loop::notify(Token token) {
   if (is_operation(handle.get())) {
     note_io(handle.get());
     sock_operation_of(handle.get()).on_ready();
-  } else if (debug_) [[unlikely]] {
-    run_timed(handle.get());
+  } else if (is_watched()) [[unlikely]] {
+    run_watched(handle.get());
   } else if (!run_handle(handle.get())) [[unlikely]] {
     callback_failed(handle.get());
   }
 }
 
 void Loop::drop(Token token) noexcept { const Ref handle = Ref::steal(as_object(token)); }
+
+void Loop::run_watched(PyObject* handle) {
+  Ref name = tracer_ ? tracer_->name_of(handle) : Ref();
+  const std::int64_t from_ns = monotonic_now_ns();
+  if (debug_) {
+    run_timed(handle);
+  } else if (!run_handle(handle)) {
+    callback_failed(handle);
+  }
+  if (tracer_) {  // It may have been stopped in there.
+    tracer_->record(Tracer::Kind::callback, std::move(name), from_ns, monotonic_now_ns(),
+                    engine_.metrics().turns.get());
+  }
+}
 
 // Debug mode: the handle is named in error reports, and a slow callback is logged.
 void Loop::run_timed(PyObject* handle) {
@@ -229,12 +250,31 @@ void Loop::io_ended() {
   if (!object) {
     return;
   }
-  const double seconds = static_cast<double>(monotonic_now_ns() - io_started_ns_) / 1e9;
+  const std::int64_t now_ns = monotonic_now_ns();
+  if (tracer_) {
+    tracer_->record(Tracer::Kind::io, tracer_->name_of(object.get()), io_started_ns_, now_ns,
+                    engine_.metrics().turns.get());
+  }
+  if (!debug_) {
+    return;
+  }
+  const double seconds = static_cast<double>(now_ns - io_started_ns_) / 1e9;
   Ref result = Ref::steal(
       PyObject_CallMethod(state_.support, "log_if_slow", "OOd", self_, object.get(), seconds));
   if (!result) {
     leave_with_error();
   }
+}
+
+void Loop::start_trace(PyObject* name_of, std::size_t limit) {
+  tracer_ = std::make_unique<Tracer>(name_of, limit);
+  engine_.time_callbacks(true);
+}
+
+PyObject* Loop::stop_trace() {
+  const std::unique_ptr<Tracer> tracer = std::move(tracer_);
+  engine_.time_callbacks(debug_);
+  return tracer ? tracer->events() : py::none();
 }
 
 void Loop::callback_failed(PyObject* handle) {
@@ -694,6 +734,7 @@ int Loop::traverse(visitproc visit, void* arg) {
     }
   };
   visit_one(module_.get());
+  visit_one(tracer_ ? tracer_->function() : nullptr);
   engine_.ready().for_each(visit_entry);
   engine_.inbox().for_each(visit_entry);
   engine_.timers().for_each([&](Token token, std::int64_t) { visit_one(as_object(token)); });
@@ -718,6 +759,7 @@ void Loop::clear() {
   Py_CLEAR(task_factory);
   leaving_ = PendingError();
   io_object_.reset();
+  tracer_.reset();
 }
 
 }  // namespace cpploop

@@ -17,6 +17,7 @@
 #include "binding/py/python.h"
 #include "binding/py/ref.h"
 #include "binding/tls/scratch.h"
+#include "binding/tracer.h"
 #include "core/engine.h"
 #include "core/os/process.h"
 
@@ -51,8 +52,13 @@ class Loop final : private Host, private Clock {
   [[nodiscard]] bool debug() const noexcept { return debug_; }
   void set_debug(bool debug) noexcept {
     debug_ = debug;
-    engine_.time_callbacks(debug);
+    engine_.time_callbacks(is_watched());
   }
+  // Records what runs from now on, until it is stopped; see Tracer. The loop's thread only.
+  void start_trace(PyObject* name_of, std::size_t limit);
+  // What was recorded. New reference, or null with the Python error set.
+  [[nodiscard]] PyObject* stop_trace();
+  [[nodiscard]] bool is_traced() const noexcept { return tracer_ != nullptr; }
   [[nodiscard]] bool closed() const noexcept { return closed_; }
   [[nodiscard]] bool running() const noexcept { return thread_id_ != 0; }
 
@@ -160,9 +166,9 @@ class Loop final : private Host, private Clock {
   [[nodiscard]] char* scratch();
   [[nodiscard]] TlsScratch& tls_scratch() noexcept { return tls_scratch_; }
 
-  // Debug mode: what the I/O event under way belongs to, for the slow-callback log.
+  // What the I/O event under way belongs to, for the slow-callback log and the trace.
   void note_io(PyObject* object) {
-    if (debug_) {
+    if (is_watched()) [[unlikely]] {
       io_object_ = py::Ref::borrow(object);
     }
   }
@@ -209,6 +215,9 @@ class Loop final : private Host, private Clock {
   [[nodiscard]] bool cancel_watcher(PyObject* watcher);
   class Turns;
 
+  // Whether somebody wants to know what runs and for how long.
+  [[nodiscard]] bool is_watched() const noexcept { return debug_ || tracer_ != nullptr; }
+  void run_watched(PyObject* handle);
   void run_timed(PyObject* handle);
   // What run() and run_once() make of the engine's result.
   [[nodiscard]] bool ended_well(int error);
@@ -250,6 +259,8 @@ class Loop final : private Host, private Clock {
   PyThreadState* saved_thread_ = nullptr;
   py::PendingError leaving_;
   py::Ref io_object_;
+  std::unique_ptr<Tracer> tracer_;
+  std::int64_t blocked_ns_ = 0;  // Since when, while traced.
   LoopOverrides overrides_;
   unsigned int known_type_version_ = 0;
   std::int64_t io_started_ns_ = 0;

@@ -722,6 +722,37 @@ PyObject* loop_progress(PyObject* self, PyObject*) {
                        static_cast<unsigned long long>(engine.callback_serial()));
 }
 
+PyObject* loop_trace_start(PyObject* self, PyObject* const* values, Py_ssize_t count) {
+  return py::guard([&]() -> PyObject* {
+    Loop& loop = loop_of(self);
+    if (count != 2) {
+      return PyErr_Format(PyExc_TypeError, "_trace_start() takes 2 arguments (%zd given)", count);
+    }
+    const Py_ssize_t limit = PyLong_AsSsize_t(values[1]);
+    if (limit < 0) {
+      if (PyErr_Occurred() == nullptr) {
+        PyErr_SetString(PyExc_ValueError, "a trace cannot have less than no events");
+      }
+      return nullptr;
+    }
+    if (!loop.check_open() || !may_look(loop)) {
+      return nullptr;
+    }
+    if (loop.is_traced()) {
+      PyErr_SetString(PyExc_RuntimeError, "the loop is traced already");
+      return nullptr;
+    }
+    loop.start_trace(values[0], static_cast<std::size_t>(limit));
+    return py::none();
+  });
+}
+PyObject* loop_trace_stop(PyObject* self, PyObject*) {
+  return py::guard([&]() -> PyObject* {
+    Loop& loop = loop_of(self);
+    return may_look(loop) ? loop.stop_trace() : nullptr;
+  });
+}
+
 // ---- sockets of the user's ----
 
 template <SockCall kCall>
@@ -1001,6 +1032,10 @@ PyMethodDef loop_methods[] = {
     {"_progress", loop_progress, METH_NOARGS,
      "_progress($self, /)\n--\n\n"
      "Whether the loop is busy, and the number of its callback; any thread may ask."},
+    {"_trace_start", as_cfunction(loop_trace_start), METH_FASTCALL,
+     "_trace_start($self, name_of, limit, /)\n--\n\nRecord up to limit events from now on."},
+    {"_trace_stop", loop_trace_stop, METH_NOARGS,
+     "_trace_stop($self, /)\n--\n\nWhat was recorded, or None."},
     {"_open_transports", loop_open_transports, METH_NOARGS,
      "_open_transports($self, /)\n--\n\nThe native transports that the loop holds."},
     {"_close", loop_close, METH_NOARGS,

@@ -22,6 +22,7 @@ from ._run import new_event_loop, run
 
 if TYPE_CHECKING:
     from ._metrics import LoopMetrics
+    from ._trace import Trace, trace
     from ._watchdog import SlowCallback, Watchdog
 
 EventLoop = Loop
@@ -34,16 +35,24 @@ __all__ = (
     "Loop",
     "LoopMetrics",
     "SlowCallback",
+    "Trace",
     "Watchdog",
     "__version__",
     "build_info",
     "install",
     "new_event_loop",
     "run",
+    "trace",
 )
 
 
-_LATER = {"LoopMetrics": "_metrics", "SlowCallback": "_watchdog", "Watchdog": "_watchdog"}
+_LATER = {
+    "LoopMetrics": "_metrics",
+    "SlowCallback": "_watchdog",
+    "Trace": "_trace",
+    "Watchdog": "_watchdog",
+    "trace": "_trace",
+}
 
 
 def __getattr__(name: str) -> object:

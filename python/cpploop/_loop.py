@@ -95,6 +95,8 @@ class Loop(_native.Loop, _tls.TlsLoop, ResolvingLoop, SpawningLoop, ObservedLoop
             return
         if self._debug:
             logger.debug("Close %r", self)
+        if self._trace is not None and not forked:
+            self._trace.stop()
         if not forked:
             self._stop_listeners()
         children = self._let_go_of_children(forked=forked)

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ._metrics import LoopMetrics
+    from ._trace import Trace
     from ._watchdog import SlowCallback, Watchdog
 
 
 class ObservedLoop(asyncio.SelectorEventLoop):
     """The part of the loop that tells what it does."""
+
+    _trace: Trace | None = None
+
+    def __init__(self, selector: Any = None) -> None:
+        super().__init__(selector)
+        if os.environ.get("CPPLOOP_TRACE"):
+            from ._trace import trace_from_environment
+
+            this: Any = self
+            trace_from_environment(this)
 
     def metrics(self) -> LoopMetrics:
         """What the loop has counted, and how it stands. No asyncio loop has this.

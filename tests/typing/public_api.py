@@ -67,6 +67,8 @@ def looks(loop: cpploop.Loop) -> None:
     with loop.watch_slow_callbacks(0.1, lambda slow: slow.stack) as watchdog:
         assert_type(watchdog, cpploop.Watchdog)
     loop.watch_slow_callbacks(report=print, dump=True).stop()
+    with cpploop.trace("trace.json", loop, limit=1000) as trace:
+        assert_type(trace, cpploop.Trace)
     loop.metrics(1)  # type: ignore[call-arg]
 
 

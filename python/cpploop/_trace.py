@@ -1,0 +1,184 @@
+"""A trace of what a loop does, as Chrome trace events: Perfetto and chrome://tracing open it."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from ._loop import Loop
+
+# About 15 MB of JSON.
+DEFAULT_LIMIT = 100_000
+
+_LOOP_ROW = 1
+_FIRST_TASK_ROW = 100
+
+
+class Trace:
+    """A trace under way; made by cpploop.trace(). Ends with stop(), with its block, or its loop."""
+
+    def __init__(self, loop: Loop, path: Path, limit: int, *, overwrite: bool = True) -> None:
+        loop._trace_start(_name_of, limit)
+        self._loop = loop
+        self._path = path
+        self._overwrite = overwrite
+        loop._trace = self
+
+    def stop(self) -> None:
+        """Stop recording and write the file. A second call does nothing.
+
+        OSError when it cannot be written; what was recorded is gone then.
+        """
+        if self._loop._trace is not self:
+            return
+        self._loop._trace = None
+        recorded = self._loop._trace_stop()
+        if recorded is not None:
+            with self._open() as file:
+                _write(file, *recorded)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def _open(self) -> TextIO:
+        if self._overwrite:
+            return self._path.open("w")
+        number = 1
+        path = self._path
+        while True:
+            try:
+                return path.open("x")
+            except FileExistsError:
+                number += 1
+                path = self._path.with_name(f"{self._path.stem}.{number}{self._path.suffix}")
+
+
+def trace(
+    path: str | os.PathLike[str],
+    loop: asyncio.AbstractEventLoop | None = None,
+    *,
+    limit: int = DEFAULT_LIMIT,
+) -> Trace:
+    """Record what a loop does, from now until the block ends, and write it to a file.
+
+    path: of the JSON file, in Chrome's trace event format; overwritten.
+    loop: a cpploop loop; by default the running one.
+    limit: how many events are kept; what comes after them is counted and left out.
+
+    Returns a Trace: a context manager with stop(). RuntimeError when the loop is traced already or
+    none is running, TypeError for a loop that is not cpploop's.
+    """
+    from ._loop import Loop
+
+    chosen = asyncio.get_running_loop() if loop is None else loop
+    if not isinstance(chosen, Loop):
+        raise TypeError(f"only a cpploop loop can be traced, not {type(chosen).__name__}")
+    return Trace(chosen, Path(path), limit)
+
+
+def trace_from_environment(loop: Loop) -> None:
+    """CPPLOOP_TRACE=FILE: every loop writes one; a file that is there already is not touched."""
+    path = os.environ.get("CPPLOOP_TRACE")
+    if path:
+        Trace(loop, Path(path), DEFAULT_LIMIT, overwrite=False)
+
+
+def _name_of(what: Any) -> str:
+    """How a handle, a transport or a listener is called in the trace."""
+    if not isinstance(what, asyncio.Handle):
+        fd = getattr(what, "_sock_fd", None)
+        return type(what).__name__ if fd is None else f"{type(what).__name__} fd={fd}"
+    callback: Any = what._callback  # type: ignore[attr-defined]
+    while isinstance(callback, functools.partial):
+        callback = callback.func
+    owner = getattr(callback, "__self__", None)
+    if isinstance(owner, asyncio.Task):
+        coroutine: Any = owner.get_coro()
+        return f"{owner.get_name()}: {getattr(coroutine, '__qualname__', type(coroutine).__name__)}"
+    name = getattr(callback, "__qualname__", None)
+    return str(name) if name is not None else type(callback).__name__
+
+
+_Event = tuple[str, str | None, int, int, int]
+
+
+def _slice(name: str, category: str, row: int, from_ns: int, to_ns: int) -> dict[str, object]:
+    return {
+        "name": name,
+        "cat": category,
+        "ph": "X",
+        "ts": from_ns / 1000,
+        "dur": (to_ns - from_ns) / 1000,
+        "pid": os.getpid(),
+        "tid": row,
+    }
+
+
+def _row_name(row: int, name: str) -> dict[str, object]:
+    return {
+        "name": "thread_name",
+        "ph": "M",
+        "pid": os.getpid(),
+        "tid": row,
+        "args": {"name": name},
+    }
+
+
+def _turns(events: list[_Event]) -> Iterator[tuple[int, int, int]]:
+    """(number, from_ns, to_ns) of each turn that ran something."""
+    number, first, last = -1, 0, 0
+    for kind, _, from_ns, to_ns, turn in events:
+        if kind == "poll":
+            continue
+        if turn != number:
+            if number >= 0:
+                yield number, first, last
+            number, first = turn, from_ns
+        last = to_ns
+    if number >= 0:
+        yield number, first, last
+
+
+def _slices(events: list[_Event]) -> Iterator[dict[str, object]]:
+    yield _row_name(_LOOP_ROW, "loop")
+    for turn, from_ns, to_ns in _turns(events):
+        yield _slice(f"turn {turn}", "turn", _LOOP_ROW, from_ns, to_ns)
+    rows: dict[str, int] = {}
+    for kind, name, from_ns, to_ns, _ in events:
+        yield _slice(name or kind, kind, _LOOP_ROW, from_ns, to_ns)
+        task, separator, coroutine = (name or "").partition(": ")
+        if kind == "callback" and separator:
+            if task not in rows:
+                rows[task] = _FIRST_TASK_ROW + len(rows)
+                yield _row_name(rows[task], task)
+            yield _slice(coroutine, "task", rows[task], from_ns, to_ns)
+
+
+def _write(file: TextIO, events: list[_Event], left_out: int) -> None:
+    # Piece by piece: the whole as Python objects would be many times the file.
+    file.write('{"displayTimeUnit": "ms", "otherData": ')
+    json.dump({"events left out": left_out}, file)
+    file.write(', "traceEvents": [\n')
+    separator = ""
+    for entry in _slices(events):
+        file.write(separator)
+        file.write(json.dumps(entry))
+        separator = ",\n"
+    file.write("\n]}\n")

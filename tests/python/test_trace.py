@@ -1,0 +1,236 @@
+"""Traces in Chrome's format: what is in them, and that they end well."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import support
+
+cpploop = pytest.importorskip("cpploop")
+
+pytestmark = pytest.mark.skipif(
+    "cpploop" not in support.selected_loops(), reason="asyncio's loops write no trace"
+)
+
+
+@pytest.fixture
+def loop() -> Iterator[Any]:
+    loop = cpploop.new_event_loop()
+    yield loop
+    loop.close()
+
+
+def slices(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """The complete events of a trace by category."""
+    found = collections.defaultdict(list)
+    for event in json.loads(path.read_text())["traceEvents"]:
+        if event["ph"] == "X":
+            found[event["cat"]].append(event)
+            assert event["dur"] >= 0
+            assert event["pid"] == os.getpid()
+    return found
+
+
+async def napper(seconds: float) -> None:
+    await asyncio.sleep(0.01)
+    time.sleep(seconds)
+
+
+def test_callbacks_tasks_polls_and_turns(loop: Any, tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+
+    async def main() -> None:
+        with cpploop.trace(path):
+            await asyncio.create_task(napper(0.02), name="sleepy")
+        await asyncio.sleep(0.01)
+
+    loop.run_until_complete(main())
+    found = slices(path)
+    assert set(found) == {"callback", "task", "poll", "turn"}
+    tasks = [event["name"] for event in found["task"]]
+    assert tasks.count("napper") == 2
+    slowest = max(found["callback"], key=lambda event: event["dur"])
+    assert slowest["name"] == "sleepy: napper"
+    assert slowest["dur"] >= 20_000
+    assert max(event["dur"] for event in found["poll"]) >= 5_000
+    # Each callback lies in a turn, and no poll does.
+    for event in found["callback"]:
+        assert any(
+            turn["ts"] <= event["ts"] and event["ts"] + event["dur"] <= turn["ts"] + turn["dur"]
+            for turn in found["turn"]
+        )
+    for poll in found["poll"]:
+        assert not any(
+            turn["ts"] < poll["ts"] + poll["dur"] and poll["ts"] < turn["ts"] + turn["dur"]
+            for turn in found["turn"]
+        )
+
+
+def test_io_is_named_by_its_transport(loop: Any, tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+
+    async def main() -> None:
+        server = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
+        transport, _ = await loop.create_connection(
+            asyncio.Protocol, *server.sockets[0].getsockname()
+        )
+        with cpploop.trace(path, loop):
+            transport.write(b"x")
+            await support.eventually(lambda: loop.metrics().bytes_received == 1)
+        transport.close()
+        server.close()
+        await support.eventually(lambda: loop.metrics().transports == {})
+
+    loop.run_until_complete(main())
+    (event,) = slices(path)["io"]
+    assert event["name"].startswith("StreamTransport fd=")
+
+
+def test_is_bounded(loop: Any, tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    with cpploop.trace(path, loop, limit=10):
+        for _ in range(50):
+            loop.call_soon(int)
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+    trace = json.loads(path.read_text())
+    assert trace["otherData"] == {"events left out": 41}
+    assert len(slices(path)["callback"]) == 10
+
+
+def test_names(loop: Any, tmp_path: Path) -> None:
+    import functools
+
+    class Callable:
+        def __call__(self) -> None: ...
+
+        def method(self) -> None: ...
+
+        @property
+        def __name__(self) -> str:
+            raise RuntimeError("nobody's business")
+
+    path = tmp_path / "trace.json"
+    with cpploop.trace(path, loop):
+        loop.call_soon(functools.partial(functools.partial(int, "1")))
+        loop.call_soon(Callable())
+        loop.call_soon(Callable().method)
+        loop.call_soon(print).cancel()
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+    names = [event["name"] for event in slices(path)["callback"]]
+    assert names[:2] == ["int", "Callable"]
+    assert names[2].endswith("Callable.method")
+    assert names[-1].endswith("stop")
+
+
+def test_a_callback_that_raises_is_recorded(loop: Any, tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    caught = []
+    loop.set_exception_handler(lambda loop, context: caught.append(context["exception"]))
+
+    def fail() -> None:
+        raise ValueError("on purpose")
+
+    with cpploop.trace(path, loop):
+        loop.call_soon(fail)
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+    assert [type(error) for error in caught] == [ValueError]
+    assert any(event["name"].endswith("fail") for event in slices(path)["callback"])
+
+
+def test_with_debug_mode(loop: Any, tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    loop.set_debug(True)
+    with cpploop.trace(path, loop):
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.set_debug(False)
+        loop.run_until_complete(asyncio.sleep(0))
+    assert len(slices(path)["task"]) == 4
+
+
+def test_stopped_within_a_callback_and_again(loop: Any, tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    for _ in range(2):
+        trace = cpploop.trace(path, loop)
+        loop.call_soon(trace.stop)
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+        assert "callback" not in slices(path)
+        trace.stop()
+
+
+def test_ends_with_its_loop(tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    loop = cpploop.new_event_loop()
+    trace = cpploop.trace(path, loop)
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    assert slices(path)["callback"]
+    path.unlink()
+    trace.stop()
+    assert not path.exists()
+
+
+def test_what_cannot_be_traced(loop: Any, tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    with pytest.raises(RuntimeError, match="no running event loop"):
+        cpploop.trace(path)
+    other = asyncio.SelectorEventLoop()
+    with pytest.raises(TypeError, match="only a cpploop loop can be traced"):
+        cpploop.trace(path, other)
+    other.close()
+    with pytest.raises(ValueError, match="less than no events"):
+        cpploop.trace(path, loop, limit=-1)
+    with cpploop.trace(path, loop):
+        with pytest.raises(RuntimeError, match="traced already"):
+            cpploop.trace(path, loop)
+    loop.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        cpploop.trace(path, loop)
+
+
+def test_a_file_that_cannot_be_written(loop: Any, tmp_path: Path) -> None:
+    trace = cpploop.trace(tmp_path / "missing" / "trace.json", loop)
+    loop.run_until_complete(asyncio.sleep(0))
+    with pytest.raises(FileNotFoundError):
+        trace.stop()
+    # The loop can be traced again.
+    cpploop.trace(tmp_path / "trace.json", loop).stop()
+
+
+def test_environment(tmp_path: Path) -> None:
+    """Each loop writes a file of its own, and none writes over another's."""
+    program = """
+import asyncio, cpploop
+
+async def main():
+    await asyncio.sleep(0)
+
+cpploop.run(main())
+cpploop.run(main())
+"""
+    path = tmp_path / "trace.json"
+    for _ in range(2):
+        subprocess.run(
+            [sys.executable, "-c", program],
+            check=True,
+            env={**os.environ, "CPPLOOP_TRACE": str(path)},
+            timeout=60,
+        )
+    names = sorted(one.name for one in tmp_path.iterdir())
+    assert names == ["trace.2.json", "trace.3.json", "trace.4.json", "trace.json"]
+    for one in tmp_path.iterdir():
+        events = json.loads(one.read_text())["traceEvents"]
+        assert any(event["name"].endswith(": main") for event in events)
