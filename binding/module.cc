@@ -113,6 +113,11 @@ int module_exec(PyObject* module) {
       !add_sock_operation_type(module, *state) || !add_tls_types(module, *state)) {
     return -1;
   }
+#ifdef CPPLOOP_FAULTS
+  if (!add_fault_functions(module)) {
+    return -1;
+  }
+#endif
   return PyModule_AddStringConstant(module, "__version__", CPPLOOP_VERSION);
 }
 

@@ -139,5 +139,8 @@ struct ModuleState {
 [[nodiscard]] bool add_pipe_transport_types(PyObject* module, ModuleState& state);
 [[nodiscard]] bool add_sock_operation_type(PyObject* module, ModuleState& state);
 [[nodiscard]] bool add_tls_types(PyObject* module, ModuleState& state);
+#ifdef CPPLOOP_FAULTS
+[[nodiscard]] bool add_fault_functions(PyObject* module);
+#endif
 
 }  // namespace cpploop

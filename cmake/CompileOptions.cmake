@@ -27,8 +27,13 @@ target_compile_options(cpploop_options INTERFACE
 if(CPPLOOP_WERROR)
   target_compile_options(cpploop_options INTERFACE -Werror)
 endif()
-if(CPPLOOP_BUILD_TESTS OR CPPLOOP_BUILD_FUZZ OR CPPLOOP_SANITIZE)
+if(CPPLOOP_BUILD_TESTS OR CPPLOOP_BUILD_FUZZ OR CPPLOOP_SANITIZE OR CPPLOOP_FAULTS)
   target_compile_definitions(cpploop_options INTERFACE _GLIBCXX_ASSERTIONS=1)
+endif()
+
+if(CPPLOOP_FAULTS)
+  # To everything alike: what owns a descriptor has another size then.
+  target_compile_definitions(cpploop_options INTERFACE CPPLOOP_FAULTS=1)
 endif()
 
 if(CPPLOOP_SANITIZE)

@@ -20,6 +20,7 @@ void Backend::attach(Channel& channel, int fd, Channel::Kind kind, Sink* sink) {
   channel.fd = fd;
   channel.kind = kind;
   channel.sink = sink;
+  channel.ticket = ledger::watch(fd);
   channel.id = ChannelId{index, slot.generation};
   ++attached_;
 }
@@ -128,6 +129,7 @@ void Backend::dispatch(ChannelId id, std::uint32_t io_events) {
   if (channel == nullptr) {
     return;
   }
+  ledger::delivers(channel->fd, channel->ticket);
   Sink* const sink = channel->sink;
   sink->hold();
   if ((io_events & kIoReadable) != 0 && channel->wants(kWantReadable) &&

@@ -9,6 +9,7 @@
 
 #include "core/os/datagram_batch.h"
 #include "core/os/io_result.h"
+#include "core/os/ledger.h"
 #include "core/os/socket_ops.h"
 #include "core/sched/ready_queue.h"
 
@@ -116,6 +117,7 @@ struct Channel {
   std::uint64_t readable_since = 0;
   std::uint64_t writable_since = 0;
   Sink* sink = nullptr;
+  [[no_unique_address]] ledger::Ticket ticket;  // Which file the number stood for.
 
   [[nodiscard]] bool attached() const noexcept { return kind != Kind::none; }
   [[nodiscard]] bool wants(Wanted what) const noexcept { return (wanted & what) != 0; }

@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <climits>
 
+#include "core/os/kernel.h"
 #include "core/os/retry.h"
 
 namespace cpploop::os {
@@ -44,16 +45,18 @@ IoResult set_nonblocking(int fd) noexcept {
 
 IoResult read_vector(int fd, std::span<const iovec> parts) noexcept {
   if (parts.size() == 1) {
-    return retry_on_interrupt([&] { return ::read(fd, parts[0].iov_base, parts[0].iov_len); });
+    return retry_on_interrupt(
+        [&] { return kernel::read(fd, parts[0].iov_base, parts[0].iov_len); });
   }
-  return retry_on_interrupt([&] { return ::readv(fd, parts.data(), part_count(parts)); });
+  return retry_on_interrupt([&] { return kernel::readv(fd, parts.data(), part_count(parts)); });
 }
 
 IoResult write_vector(int fd, std::span<const iovec> parts) noexcept {
   if (parts.size() == 1) {
-    return retry_on_interrupt([&] { return ::write(fd, parts[0].iov_base, parts[0].iov_len); });
+    return retry_on_interrupt(
+        [&] { return kernel::write(fd, parts[0].iov_base, parts[0].iov_len); });
   }
-  return retry_on_interrupt([&] { return ::writev(fd, parts.data(), part_count(parts)); });
+  return retry_on_interrupt([&] { return kernel::writev(fd, parts.data(), part_count(parts)); });
 }
 
 }  // namespace cpploop::os

@@ -3,8 +3,6 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <sys/eventfd.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -14,6 +12,7 @@
 #include <ctime>
 
 #include "core/os/clock.h"
+#include "core/os/kernel.h"
 #include "core/os/retry.h"
 
 namespace cpploop::os {
@@ -24,6 +23,9 @@ constexpr std::int64_t kNanosecondsPerMillisecond = 1'000'000;
 // epoll_pwait2 came with Linux 5.11. A container's filter may refuse it with EPERM, which counts as
 // not there. One process has one kernel, so the answer is kept for the process.
 std::atomic<WaitPrecision> g_wait_precision{WaitPrecision::nanoseconds};
+
+// accept4 can be missing as well, behind a filter that is older than it.
+std::atomic<bool> g_has_accept4{true};
 
 template <typename Call>
 [[nodiscard]] IoResult once(Call call) noexcept {
@@ -37,24 +39,30 @@ template <typename Call>
   epoll_event event{};
   event.events = events;
   event.data.u64 = data;
-  return ::epoll_ctl(epoll, operation, fd, &event) == 0 ? 0 : errno;
+  return kernel::epoll_ctl(epoll, operation, fd, &event) == 0 ? 0 : errno;
 }
 
 [[nodiscard]] IoResult epoll_wait_nanoseconds(int epoll, epoll_event* events, int capacity,
                                               std::int64_t timeout_ns) noexcept {
-#ifdef SYS_epoll_pwait2
   std::timespec timeout{};
   timeout.tv_sec = timeout_ns / kNanosecondsPerSecond;
   timeout.tv_nsec = timeout_ns % kNanosecondsPerSecond;
-  return once(
-      [&] { return ::syscall(SYS_epoll_pwait2, epoll, events, capacity, &timeout, nullptr, 0); });
-#else
-  (void)epoll;
-  (void)events;
-  (void)capacity;
-  (void)timeout_ns;
-  return IoResult::failure(ENOSYS);
-#endif
+  return once([&] { return kernel::epoll_pwait2(epoll, events, capacity, &timeout); });
+}
+
+// A child that another thread makes in between inherits the descriptor: without accept4 there is no
+// way to prevent that.
+[[nodiscard]] IoResult accept_plainly(int fd, SocketAddress& peer) noexcept {
+  const IoResult result = retry_on_interrupt([&] {
+    peer.length = sizeof(peer.storage);
+    return kernel::accept(fd, peer.get(), &peer.length);
+  });
+  if (result.ok()) {
+    const int accepted = static_cast<int>(result.value);
+    (void)::fcntl(accepted, F_SETFD, FD_CLOEXEC);
+    (void)::fcntl(accepted, F_SETFL, O_RDWR | O_NONBLOCK);
+  }
+  return result;
 }
 
 }  // namespace
@@ -68,33 +76,34 @@ void close_fd(int fd) noexcept {
 bool is_open(int fd) noexcept { return ::fcntl(fd, F_GETFD) != -1; }
 
 IoResult receive(int fd, void* buffer, std::size_t size) noexcept {
-  return retry_on_interrupt([&] { return ::recv(fd, buffer, size, 0); });
+  return retry_on_interrupt([&] { return kernel::recv(fd, buffer, size, 0); });
 }
 
 IoResult send(int fd, const void* data, std::size_t size) noexcept {
-  return retry_on_interrupt([&] { return ::send(fd, data, size, MSG_NOSIGNAL); });
+  return retry_on_interrupt([&] { return kernel::send(fd, data, size, MSG_NOSIGNAL); });
 }
 
 IoResult send_vector(int fd, const iovec* parts, std::size_t count) noexcept {
   msghdr message{};
   message.msg_iov = const_cast<iovec*>(parts);  // sendmsg() does not write through it.
   message.msg_iovlen = std::min<std::size_t>(count, IOV_MAX);
-  return retry_on_interrupt([&] { return ::sendmsg(fd, &message, MSG_NOSIGNAL); });
+  return retry_on_interrupt([&] { return kernel::sendmsg(fd, &message, MSG_NOSIGNAL); });
 }
 
 IoResult receive_now(int fd, void* buffer, std::size_t size, SocketAddress* from) noexcept {
   return retry_on_interrupt([&] {
     if (from == nullptr) {
-      return ::recv(fd, buffer, size, MSG_DONTWAIT);
+      return kernel::recv(fd, buffer, size, MSG_DONTWAIT);
     }
     // A kernel that has no address to give (a connected stream) sets the length to 0.
     from->length = sizeof(from->storage);
-    return ::recvfrom(fd, buffer, size, MSG_DONTWAIT, from->get(), &from->length);
+    return kernel::recvfrom(fd, buffer, size, MSG_DONTWAIT, from->get(), &from->length);
   });
 }
 
 IoResult send_now(int fd, const void* data, std::size_t size) noexcept {
-  return retry_on_interrupt([&] { return ::send(fd, data, size, MSG_NOSIGNAL | MSG_DONTWAIT); });
+  return retry_on_interrupt(
+      [&] { return kernel::send(fd, data, size, MSG_NOSIGNAL | MSG_DONTWAIT); });
 }
 
 bool is_non_blocking(int fd) noexcept {
@@ -107,18 +116,19 @@ IoResult send_datagram(int fd, const void* data, std::size_t size,
   const sockaddr* name = to == nullptr ? nullptr : to->get();
   const socklen_t length = to == nullptr ? 0 : to->length;
   return retry_on_interrupt(
-      [&] { return ::sendto(fd, data, size, MSG_NOSIGNAL | MSG_DONTWAIT, name, length); });
+      [&] { return kernel::sendto(fd, data, size, MSG_NOSIGNAL | MSG_DONTWAIT, name, length); });
 }
 
 IoResult receive_from(int fd, void* buffer, std::size_t size, SocketAddress& from) noexcept {
   return retry_on_interrupt([&] {
     from.length = sizeof(from.storage);
-    return ::recvfrom(fd, buffer, size, MSG_DONTWAIT, from.get(), &from.length);
+    return kernel::recvfrom(fd, buffer, size, MSG_DONTWAIT, from.get(), &from.length);
   });
 }
 
 IoResult receive_messages(int fd, mmsghdr* messages, unsigned count) noexcept {
-  return retry_on_interrupt([&] { return ::recvmmsg(fd, messages, count, MSG_DONTWAIT, nullptr); });
+  return retry_on_interrupt(
+      [&] { return kernel::recvmmsg(fd, messages, count, MSG_DONTWAIT, nullptr); });
 }
 
 IoResult shutdown_write(int fd) noexcept {
@@ -128,15 +138,23 @@ IoResult shutdown_write(int fd) noexcept {
 void shutdown_both(int fd) noexcept { (void)::shutdown(fd, SHUT_RDWR); }
 
 IoResult accept(int fd, SocketAddress& peer) noexcept {
-  return retry_on_interrupt([&] {
-    peer.length = sizeof(peer.storage);
-    return ::accept4(fd, peer.get(), &peer.length, SOCK_NONBLOCK | SOCK_CLOEXEC);
-  });
+  if (g_has_accept4.load(std::memory_order_relaxed)) {
+    const IoResult result = retry_on_interrupt([&] {
+      peer.length = sizeof(peer.storage);
+      return kernel::accept4(fd, peer.get(), &peer.length, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    });
+    if (result.error != ENOSYS && result.error != EPERM) {
+      return result;
+    }
+    // EPERM may also be a firewall's word on this one connection, so it is not kept.
+    g_has_accept4.store(result.error == EPERM, std::memory_order_relaxed);
+  }
+  return accept_plainly(fd, peer);
 }
 
 IoResult connect(int fd, const SocketAddress& address) noexcept {
   // An interrupted connect() goes on in the kernel: it counts as in progress, never as a retry.
-  IoResult result = once([&] { return ::connect(fd, address.get(), address.length); });
+  IoResult result = once([&] { return kernel::connect(fd, address.get(), address.length); });
   if (result.error == EINTR) {
     result.error = EINPROGRESS;
   }
@@ -166,7 +184,7 @@ void set_no_delay(int fd) noexcept {
 }
 
 IoResult event_fd() noexcept {
-  return once([] { return ::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC); });
+  return once([] { return kernel::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC); });
 }
 
 IoResult event_fd_signal(int fd) noexcept {
@@ -180,7 +198,7 @@ void event_fd_drain(int fd) noexcept {
 }
 
 IoResult epoll_create() noexcept {
-  return once([] { return ::epoll_create1(EPOLL_CLOEXEC); });
+  return once([] { return kernel::epoll_create1(EPOLL_CLOEXEC); });
 }
 
 int epoll_add(int epoll, int fd, std::uint32_t events, std::uint64_t data) noexcept {
@@ -199,7 +217,7 @@ IoResult epoll_wait(int epoll, epoll_event* events, int capacity,
                     std::int64_t timeout_ns) noexcept {
   if (timeout_ns <= 0) {
     const int timeout = timeout_ns == 0 ? 0 : -1;
-    return once([&] { return ::epoll_wait(epoll, events, capacity, timeout); });
+    return once([&] { return kernel::epoll_wait(epoll, events, capacity, timeout); });
   }
   if (wait_precision() == WaitPrecision::nanoseconds) {
     const IoResult result = epoll_wait_nanoseconds(epoll, events, capacity, timeout_ns);
@@ -212,7 +230,7 @@ IoResult epoll_wait(int epoll, epoll_event* events, int capacity,
   const std::int64_t timeout_ms =
       timeout_ns / kNanosecondsPerMillisecond + (timeout_ns % kNanosecondsPerMillisecond != 0);
   const int clamped = static_cast<int>(std::min<std::int64_t>(timeout_ms, INT_MAX));
-  return once([&] { return ::epoll_wait(epoll, events, capacity, clamped); });
+  return once([&] { return kernel::epoll_wait(epoll, events, capacity, clamped); });
 }
 
 WaitPrecision wait_precision() noexcept { return g_wait_precision.load(std::memory_order_relaxed); }

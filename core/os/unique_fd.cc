@@ -4,9 +4,10 @@
 
 namespace cpploop {
 
-void UniqueFd::reset(int fd) noexcept {
-  const int old = std::exchange(fd_, fd);
+void UniqueFd::close(ledger::Place place) noexcept {
+  const int old = std::exchange(fd_, -1);
   if (old >= 0) {
+    ledger::closes(old, ticket_, place);
     os::close_fd(old);
   }
 }
