@@ -82,10 +82,9 @@ constexpr int kDatagramOutPressure[] = {EAGAIN};
 constexpr int kDatagramOutHard[] = {ECONNREFUSED, ENOBUFS, ENETUNREACH};
 constexpr int kReadHard[] = {EIO};
 constexpr int kWriteHard[] = {EPIPE, EIO};
-// ECONNABORTED is no failure to anybody above: the peer gave up.
-constexpr int kAcceptBenign[] = {EINTR, EAGAIN, ECONNABORTED};
-// Out of descriptors, accepting rests for a second.
-constexpr int kAcceptHard[] = {EMFILE, ENFILE, ENOBUFS, ENOMEM};
+constexpr int kAcceptBenign[] = {EINTR, EAGAIN};
+// Out of descriptors, a server rests for a second; a peer that gave up it does not notice.
+constexpr int kAcceptHard[] = {ECONNABORTED, ECONNABORTED, ECONNABORTED, EMFILE, ENFILE, ENOMEM};
 constexpr int kConnectHard[] = {EADDRNOTAVAIL, ECONNREFUSED, ENETUNREACH};
 constexpr int kMakeHard[] = {EMFILE, ENFILE, ENOMEM};
 constexpr int kAddHard[] = {ENOMEM, ENOSPC};

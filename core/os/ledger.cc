@@ -163,7 +163,9 @@ Ticket watch(int fd) noexcept {
   Account& all = account();
   const std::lock_guard lock(all.mutex);
   const auto index = static_cast<std::size_t>(fd);
-  if (index >= all.entries.size() || all.entries[index].state != State::owned) {
+  // Also not when its owner has lost it: whoever closed it there may have it by now.
+  if (index >= all.entries.size() || all.entries[index].state != State::owned ||
+      !is_same_file(all.entries[index], fd)) {
     return {};
   }
   return Ticket{all.entries[index].generation, all.entries[index].taken};

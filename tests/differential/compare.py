@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import zlib
 from collections import Counter
 from typing import Any
 
@@ -44,9 +45,12 @@ class Tally:
 class Comparer:
     """Runs scripts on both loops."""
 
-    def __init__(self) -> None:
+    def __init__(self, faults: oracle.Faults | None = None) -> None:
         self.mended = oracle.mend()
         self.loops = oracle.loops()
+        self.faults = faults
+        if faults is not None:
+            faults.add_to(self.loops)
         self.tally = Tally()
 
     def run(self, script: dict[str, Any], loop: str) -> engine.Result:
@@ -55,6 +59,8 @@ class Comparer:
     def check(self, script: dict[str, Any]) -> None:
         """Raise Difference when cpploop differs from an asyncio that agrees with itself."""
         kind = script["kind"]
+        if self.faults is not None:
+            self.faults.script = zlib.crc32(repr(script).encode())
         expected = self.run(script, "asyncio")
         actual = self.run(script, "cpploop")
         tally = self.tally
@@ -84,7 +90,11 @@ class Comparer:
             return True
         if _counts_differently(script) and _was_paused(actual):
             return True
-        runs = [self.run(script, name) for name in ("asyncio", "larger", "smaller")]
+        others = ["asyncio", "larger", "smaller"]
+        if self.faults is not None:
+            others += self.faults.SHAKEN
+        # One after the other, and no further than it takes.
+        runs = (self.run(script, name) for name in others)
         if any(self._trace(script, run) != mine for run in runs):
             return True
         # Where asyncio falls over itself it is no oracle any more; up to there it is.

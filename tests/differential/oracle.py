@@ -14,7 +14,10 @@ import inspect
 from asyncio import constants, selector_events, sslproto, unix_events
 from asyncio.log import logger
 from collections.abc import Callable, Iterator
+from dataclasses import astuple
 from typing import Any
+
+import shaken
 
 _Socket: Any = selector_events._SelectorSocketTransport
 _ReadPipe: Any = unix_events._UnixReadPipeTransport
@@ -29,16 +32,24 @@ SHAKEN_READ = 16 * 1024
 class Loop:
     """How to make one of the loops, and the sizes it runs with."""
 
-    def __init__(self, name: str, factory: Callable[[], Any], buffer: int = BUFFER) -> None:
+    def __init__(
+        self,
+        name: str,
+        factory: Callable[[], Any],
+        buffer: int = BUFFER,
+        faults: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
         self.name = name
         self.factory = factory
         self.buffer = buffer
+        self.faults = faults
         self._shaken = buffer != BUFFER
 
     @contextlib.contextmanager
     def sizes(self) -> Iterator[None]:
         if not self._shaken:
-            yield
+            with self.faults():
+                yield
             return
         # The base class of TCP and datagram transports holds the size; datagrams are left alone.
         saved = selector_events._SelectorTransport.max_size, _ReadPipe.max_size, _Tls.max_size
@@ -60,6 +71,37 @@ def loops() -> dict[str, Loop]:
         "smaller": Loop("asyncio, smaller buffers", asyncio.SelectorEventLoop, SMALLER_BUFFER),
         "cpploop": Loop("cpploop", cpploop.new_event_loop),
     }
+
+
+class Faults:
+    """Adds faults to cpploop, and to an asyncio beside the ones that have none.
+
+    The seed of a run is its script's own, so that a run can be had again. asyncio is shaken often
+    and hard, because one fault of ours in the right place is to be met by one of its own.
+    """
+
+    SHAKEN = tuple(f"shaken {number}" for number in range(40))
+
+    def __init__(self, seed: int, rates: shaken.Rates) -> None:
+        self.seed = seed
+        self.rates = rates
+        self.script = 0
+
+    def add_to(self, loops: dict[str, Loop]) -> None:
+        import cpploop
+
+        def of_cpploop() -> contextlib.AbstractContextManager[None]:
+            return shaken.of_cpploop(self.seed ^ self.script, self.rates)
+
+        loops["cpploop"] = Loop("cpploop", cpploop.new_event_loop, faults=of_cpploop)
+        for number, name in enumerate(self.SHAKEN):
+            loops[name] = Loop(
+                f"asyncio, {name}", asyncio.SelectorEventLoop, faults=self._of(number)
+            )
+
+    def _of(self, number: int) -> Callable[[], contextlib.AbstractContextManager[None]]:
+        rates = shaken.Rates(*(min(4 * rate, 0.4) for rate in astuple(self.rates)))
+        return lambda: shaken.of_asyncio(self.seed + number, rates)
 
 
 # --------------------------------------------------------------------------- mended bugs

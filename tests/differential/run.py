@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import hypothesis
 import kinds
 import oracle
+import shaken
 from compare import Comparer, Difference, Tally
 from planted import FAULTS
 from script import scripts
@@ -114,6 +115,7 @@ def main() -> int:
     parser.add_argument("--kind", default=",".join(kinds.KINDS), help="some of %(default)s")
     parser.add_argument("--replay", nargs="*", type=Path, help="only these saved scripts")
     parser.add_argument("--keep-going", action="store_true", help="search on after a difference")
+    parser.add_argument("--faults", metavar="benign=0.1,pressure=0.1", help="in the system calls")
     parser.add_argument("--plant", choices=FAULTS, help="search a loop with a planted fault")
     arguments = parser.parse_args()
     seed = random.randrange(1 << 32) if arguments.seed is None else arguments.seed
@@ -122,7 +124,12 @@ def main() -> int:
     if unknown:
         parser.error(f"no such kind: {', '.join(sorted(unknown))}")
 
-    comparer = Comparer()
+    faults = None
+    if arguments.faults is not None:
+        if not shaken.available():
+            parser.error("this cpploop was built without CPPLOOP_FAULTS (docs/dev/stress.md)")
+        faults = oracle.Faults(seed, shaken.Rates.parse(arguments.faults))
+    comparer = Comparer(faults)
     print("Python", sys.version.split()[0], "· seed", seed, flush=True)
     for text in comparer.mended:
         print("mended in this asyncio:", text)
@@ -135,7 +142,7 @@ def main() -> int:
         print(text)
     if arguments.plant is not None:
         comparer.loops["cpploop"] = oracle.Loop(arguments.plant, FAULTS[arguments.plant])
-    elif arguments.replay is None:
+    elif arguments.replay is None and faults is None:
         missed = unnoticed(comparer, saved)
         print(f"{len(FAULTS) - len(missed)} of {len(FAULTS)} planted faults noticed", flush=True)
         if missed:
@@ -146,6 +153,8 @@ def main() -> int:
     for kind, text in comparer.tally.wobble.items():
         print(f"one of {comparer.tally.wobbled[kind]} that differed once ({kind}):\n{text}")
     print("\n".join(comparer.tally.lines()))
+    if faults is not None:
+        print("faults:", ", ".join(f"{name} {count:,}" for name, count in shaken.figures().items()))
     print(f"differential: {comparer.tally.scripts.total()} scripts, {len(failures)} differences")
     return 1 if failures else 0
 
