@@ -1,17 +1,20 @@
 #!/usr/bin/env bash
-# scripts/venv.sh [--sanitize LIST] [--with FILE]... [--try FILE]... [--no-build] NAME DIR
+# scripts/venv.sh [--sanitize LIST] [--define OPTION=VALUE]... [--with FILE]... [--try FILE]...
+#                 [--no-build] NAME DIR
 # Makes the virtual environment DIR for the Python that pythons.sh knows as NAME, installs the pinned
 # requirements for building and testing (and those of each requirements/FILE.txt), and builds cpploop
 # into it. What is already there and newer than the sources is kept. --try is --with for what may
-# have no wheel for this Python: the tests that need it are skipped then.
+# have no wheel for this Python: the tests that need it are skipped then. --define sets an option of
+# CMake's, for a variant that tests need (CPPLOOP_FAULTS=ON).
 # DIR/run COMMAND... runs a command of the environment; for nearly every Python it just runs it.
 set -euo pipefail
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-sanitize='' files=(build test) optional=() build=yes
+sanitize='' defines=() files=(build test) optional=() build=yes
 while [[ ${1:-} == --* ]]; do
   case $1 in
     --sanitize) sanitize=$2; shift 2 ;;
+    --define) defines+=("$2"); shift 2 ;;
     --with) files+=("$2"); shift 2 ;;
     --try) optional+=("$2"); shift 2 ;;
     --no-build) build=no; shift ;;
@@ -65,15 +68,21 @@ done
 
 [[ $build == yes ]] || exit 0
 sources=(CMakeLists.txt cmake core binding python pyproject.toml)
-settings="sanitize=$sanitize"
+settings="sanitize=$sanitize ${defines[*]}"
 if [[ -e $dir/.built && $(cat "$dir/.built") == "$settings" ]] &&
   [[ -z $(find "${sources[@]}" -name __pycache__ -prune -o -newer "$dir/.built" -print -quit) ]]; then
   exit 0
 fi
 options=(--quiet --disable-pip-version-check --no-build-isolation --no-deps --force-reinstall)
-if [[ -n $sanitize ]]; then
+if [[ -n $sanitize || ${#defines[@]} -gt 0 ]]; then
+  # Variants are for tests, and each has a build folder of its own.
+  variant=${sanitize//,/-}
+  for define in "${defines[@]}"; do
+    options+=(-C "cmake.define.$define")
+    variant+=-${define//[^A-Za-z0-9_]/-}
+  done
   options+=(-C "cmake.define.CPPLOOP_SANITIZE=$sanitize" -C cmake.build-type=RelWithDebInfo
-    -C "build-dir=build/{wheel_tag}-${sanitize//,/-}")
+    -C "build-dir=build/{wheel_tag}-$variant")
 fi
 # Two builds of the same wheel tag at once would share one build folder.
 mkdir -p build
