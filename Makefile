@@ -82,6 +82,11 @@ soak: ## Run everything a loop does for an hour and look whether anything grows 
 	@scripts/venv.sh "$(PYTHON)" "$(VENV)"
 	$(RUN) tests/soak/run.py $(SOAK_ARGS)
 
+.PHONY: stress
+stress: ## Cancelled connections with tagged payloads under faults, for minutes (STRESS_ARGS="--seed 7")
+	@scripts/venv.sh --define CPPLOOP_FAULTS=ON "$(PYTHON)" build/venvs/faults
+	build/venvs/faults/run build/venvs/faults/bin/python tests/stress/run.py --seconds 300 $(STRESS_ARGS)
+
 .PHONY: differential
 differential: ## Compare the loops on random scripts for ten minutes (DIFFERENTIAL_ARGS="--seed 7 --kind tls")
 	@scripts/venv.sh "$(PYTHON)" "$(VENV)"

@@ -20,7 +20,10 @@ void Backend::attach(Channel& channel, int fd, Channel::Kind kind, Sink* sink) {
   channel.fd = fd;
   channel.kind = kind;
   channel.sink = sink;
-  channel.ticket = ledger::watch(fd);
+  if (kind != Channel::Kind::readiness) {
+    // What others own and merely have watched may change hands.
+    channel.ticket = ledger::watch(fd);
+  }
   channel.id = ChannelId{index, slot.generation};
   ++attached_;
 }

@@ -12,6 +12,10 @@ namespace {
 // Slot numbers come from a vector's index, so the wake-up descriptor's can never be one.
 constexpr std::uint64_t kWakeupData = UINT64_MAX;
 
+// How often a kernel that goes on refusing to watch a descriptor is asked: without a rest the loop
+// would do nothing else.
+constexpr std::int64_t kRestAfterRefusalNs = 5'000'000;
+
 [[nodiscard]] std::uint64_t pack(ChannelId id) noexcept {
   return (static_cast<std::uint64_t>(id.generation) << 32) | id.slot;
 }
@@ -154,6 +158,19 @@ void EpollBackend::apply_changes() {
     channel->dirty = false;  // Last: when memory for `failed_` runs out, the next poll tries again.
   }
   dirty_.clear();
+  refused_polls_ = failed_.empty() ? 0 : refused_polls_ + 1;
+}
+
+// What the kernel will not watch is tried at once the first time, and every now and then after
+// that.
+std::int64_t EpollBackend::limit_by_refusals(std::int64_t timeout_ns) const noexcept {
+  if (failed_.empty()) {
+    return timeout_ns;
+  }
+  if (refused_polls_ == 1) {
+    return 0;
+  }
+  return timeout_ns < 0 ? kRestAfterRefusalNs : std::min(timeout_ns, kRestAfterRefusalNs);
 }
 
 void EpollBackend::forget(Channel& channel) noexcept {
@@ -173,11 +190,9 @@ void EpollBackend::close() noexcept {
 IoResult EpollBackend::wait(std::int64_t timeout_ns) {
   event_count_ = 0;
   woken_ = false;
-  if (!failed_.empty()) {
-    timeout_ns = 0;
-  }
   const IoResult result =
-      os::epoll_wait(epoll_fd_.get(), events_.data(), static_cast<int>(events_.size()), timeout_ns);
+      os::epoll_wait(epoll_fd_.get(), events_.data(), static_cast<int>(events_.size()),
+                     limit_by_refusals(timeout_ns));
   ++polls_;
   if (result.ok()) {
     event_count_ = static_cast<int>(result.value);

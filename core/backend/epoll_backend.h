@@ -42,6 +42,7 @@ class EpollBackend final : public Backend {
 
   [[nodiscard]] int remove_now(const Channel& channel) noexcept;
   void note_holder(const Channel& channel) noexcept;
+  [[nodiscard]] std::int64_t limit_by_refusals(std::int64_t timeout_ns) const noexcept;
   // True: look for more, if the delivery may go on.
   [[nodiscard]] bool deliver_datagrams(ChannelId id, const IoResult& result);
 
@@ -62,6 +63,7 @@ class EpollBackend final : public Backend {
   std::vector<ChannelId> holders_;
   // Channels that the kernel refused to watch; delivered as ready by the next collect().
   std::vector<ChannelId> failed_;
+  std::uint32_t refused_polls_ = 0;  // In a row.
 };
 
 }  // namespace cpploop

@@ -109,14 +109,14 @@ Ticket adopt(int fd, const Place& place) noexcept {
   if (fd < 0) {
     return {};
   }
-  Account& all = account();
-  const std::lock_guard lock(all.mutex);
-  Entry& entry = entry_of(all, fd);
   struct stat status{};
   if (::fstat(fd, &status) != 0) {
     fail("descriptor " + std::to_string(fd) + " is taken at " + text_of(place) +
-         ", but it is not open; " + fate_of(entry));
+         ", but it is not open");
   }
+  Account& all = account();
+  const std::lock_guard lock(all.mutex);
+  Entry& entry = entry_of(all, fd);
   if (entry.state == State::owned) {
     if (is_same_file(entry, fd)) {
       fail("descriptor " + std::to_string(fd) + " is taken at " + text_of(place) + ", but " +

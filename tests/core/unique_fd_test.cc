@@ -78,12 +78,15 @@ TEST(UniqueFd, ResetTwiceClosesOnce) {
   EXPECT_TRUE(is_open(other.get()));
 }
 
+// Where descriptors are accounted for, taking what is not open ends the process.
+#ifndef CPPLOOP_FAULTS
 TEST(UniqueFd, ClosingLeavesErrnoAlone) {
   UniqueFd nothing_there(1'000'000'000);
   errno = ENOENT;
   nothing_there.reset();
   EXPECT_EQ(errno, ENOENT);
 }
+#endif
 
 TEST(UniqueFd, DescriptorZeroIsADescriptor) {
   UniqueFd fd(0);
