@@ -48,7 +48,7 @@ CANCEL_SHARE = 0.5
 # Awaits of one connection; what is cancelled later than that has come to its end.
 AWAITS_MAX = 14
 # The shares of the system calls that fail, by phase: benign, pressure, hard.
-PLANS = ((0.05, 0.05, 0.0), (0.0, 0.0, 0.0), (0.02, 0.02, 0.004), (0.3, 0.3, 0.0))
+PLANS = ((0.05, 0.05, 0.0), (0.0, 0.0, 0.0), (0.02, 0.02, 0.015), (0.3, 0.3, 0.0))
 IDLE_S = 0.3
 IDLE_CPU_SHARE = 0.5
 
