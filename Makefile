@@ -5,6 +5,7 @@ VENV ?= .venv
 JOBS ?= 2
 PRESET ?= test
 PYTEST_ARGS ?=
+SUITE ?= all
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -76,6 +77,11 @@ matrix: ## Run everything on every Python at hand, TLS each way, sanitizers; wri
 conformance: ## Run the interpreter's own asyncio tests on cpploop
 	@scripts/venv.sh "$(PYTHON)" "$(VENV)"
 	$(RUN) tests/conformance/run.py $(CONFORMANCE_ARGS)
+
+.PHONY: ecosystem
+ecosystem: ## Run other projects' own tests on asyncio and on cpploop (SUITE=uvicorn ECOSYSTEM_ARGS=--short)
+	@scripts/need.sh compiler cmake ninja
+	@python3 tests/ecosystem/run.py --python "$(PYTHON)" $(ECOSYSTEM_ARGS) $(SUITE)
 
 .PHONY: soak
 soak: ## Run everything a loop does for an hour and look whether anything grows (SOAK_ARGS=--short)

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# scripts/venv.sh [--sanitize LIST] [--define OPTION=VALUE]... [--with FILE]... [--try FILE]...
-#                 [--no-build] NAME DIR
+# scripts/venv.sh [--sanitize LIST] [--define OPTION=VALUE]... [--no-test] [--with FILE]...
+#                 [--try FILE]... [--no-build] NAME DIR
 # Makes the virtual environment DIR for the Python that pythons.sh knows as NAME, installs the pinned
 # requirements for building and testing (and those of each requirements/FILE.txt), and builds cpploop
 # into it. What is already there and newer than the sources is kept. --try is --with for what may
 # have no wheel for this Python: the tests that need it are skipped then. --define sets an option of
-# CMake's, for a variant that tests need (CPPLOOP_FAULTS=ON).
+# CMake's, for a variant that tests need (CPPLOOP_FAULTS=ON). --no-test leaves our own tests'
+# requirements out, for environments in which somebody else's tests run.
 # DIR/run COMMAND... runs a command of the environment; for nearly every Python it just runs it.
 set -euo pipefail
 
@@ -18,6 +19,7 @@ while [[ ${1:-} == --* ]]; do
     --with) files+=("$2"); shift 2 ;;
     --try) optional+=("$2"); shift 2 ;;
     --no-build) build=no; shift ;;
+    --no-test) files=(build); shift ;;
     *) echo "scripts/venv.sh: unknown option $1" >&2; exit 2 ;;
   esac
 done

@@ -1,0 +1,415 @@
+#!/usr/bin/env python3
+"""Runs other projects' own test suites with cpploop as the only loop, and with asyncio as control.
+
+    tests/ecosystem/run.py uvicorn                    control first, then cpploop, compared
+    tests/ecosystem/run.py --short uvicorn anyio      asyncio is asked only what cpploop missed
+    tests/ecosystem/run.py --loop asyncio aiohttp     the control alone
+    tests/ecosystem/run.py anyio -k test_sockets      a part of it
+    tests/ecosystem/run.py --docs                     writes docs/dev/ecosystem.md from what has run
+
+Whatever passes on asyncio must pass on cpploop, save what exceptions.toml lists with its reason. Exits
+0 when that holds, 1 when it does not, 2 when a run itself could not be made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import only_loop
+import page
+import sources
+from suites import SUITES, Part, Suite
+
+HERE = Path(__file__).resolve().parent
+REPO = HERE.parent.parent
+BUILD = REPO / "build" / "ecosystem"
+PASSING = ("passed", "xfailed")
+LOOPS = ("asyncio", "cpploop")
+# More misses than this are no accident of timing, and running them again would only take long.
+RETRY_LIMIT = 60
+TRIES = 2
+
+
+class RunError(Exception):
+    """A run cannot be made; the text says why."""
+
+
+def say(text: str = "") -> None:
+    print(text, flush=True)
+
+
+# --- exceptions -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Entry:
+    suite: str
+    test: str
+    reason: str
+
+
+def load_exceptions(path: Path) -> list[Entry]:
+    """Raises RunError with the entry at fault: a typing error must not excuse a test."""
+    document = tomllib.loads(path.read_text(encoding="utf-8"))
+    entries = []
+    for raw in document.pop("exception", []):
+        if set(raw) != {"suite", "test", "reason"} or raw["suite"] not in SUITES:
+            raise RunError(f"{path.name}: bad entry {raw}")
+        entries.append(Entry(**raw))
+    if document:
+        raise RunError(f"{path.name}: unknown section {', '.join(document)}")
+    return entries
+
+
+# --- one run of a part's tests --------------------------------------------------------------------
+
+
+@dataclass
+class Record:
+    """How the tests of one run ended, and the loops that ran them."""
+
+    outcomes: dict[str, str]
+    loops: Counter[str]
+    strangers: Counter[str]
+    processes: int
+    seconds: float
+
+    def passed(self) -> set[str]:
+        return {test for test, outcome in self.outcomes.items() if outcome in PASSING}
+
+    def count(self, *outcomes: str) -> int:
+        return sum(outcome in outcomes for outcome in self.outcomes.values())
+
+
+class Workshop:
+    """The environment and the folder in which one suite's tests run."""
+
+    def __init__(self, suite: Suite, arguments: argparse.Namespace) -> None:
+        self.suite = suite
+        self.arguments = arguments
+        self.folder = BUILD / suite.name
+        self.venv = self.folder / "venv"
+        self.python = self.venv / "bin" / "python"
+        self.versions: dict[str, str] = {}
+
+    def prepare(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.clear_state()
+        command = [REPO / "scripts/venv.sh", "--no-test"]
+        for name in ("ecosystem-build", f"ecosystem-{self.suite.name}"):
+            command += ["--with", name]
+        run_quietly([*command, self.arguments.python, self.venv], "the environment", 1800)
+        site = next((self.venv / "lib").glob("python*/site-packages"))
+        (site / "cpploop_only_loop.pth").write_text(
+            f"import sys; sys.path.append({str(HERE)!r}); import only_loop; only_loop.install()\n"
+        )
+        for part in self.suite.parts:
+            archive = sources.fetch(part, self.python, BUILD)
+            self.versions[part.project] = sources.version_of(archive)
+            sources.install(part, archive, self.python, self.folder / part.project)
+
+    def clear_state(self) -> None:
+        (self.venv / only_loop.STATE).unlink(missing_ok=True)
+
+    def run(self, part: Part, loop: str, only: Iterable[str] | None = None) -> Record:
+        """Runs a part's tests once; those of ONLY one after the other."""
+        folder = self.folder / part.project
+        record, outcomes = folder / "loops.txt", folder / "outcomes.json"
+        log = folder / f"{loop}{'' if only is None else '-again'}.log"
+        for path in (record, outcomes):
+            path.unlink(missing_ok=True)
+        environment = {**os.environ, **part.environment, "ECOSYSTEM_OUTCOMES": str(outcomes)}
+        environment["PYTHONPATH"] = str(HERE)
+        environment.pop("CI", None)  # Some suites leave tests out there.
+        if only is not None:
+            names = folder / "only.txt"
+            names.write_text("".join(f"{name}\n" for name in only))
+            environment["ECOSYSTEM_ONLY"] = str(names)
+        state = {"loop": loop, "record": str(record)}
+        (self.venv / only_loop.STATE).write_text(json.dumps(state))
+        started = time.monotonic()
+        try:
+            with log.open("w") as output:
+                status = subprocess.run(
+                    [*with_localhost(), *self.pytest(part, alone=only is not None)],
+                    cwd=folder,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    timeout=self.arguments.limit,
+                ).returncode
+        except subprocess.TimeoutExpired:
+            raise RunError(f"not done after {self.arguments.limit} s; see {log}") from None
+        finally:
+            self.clear_state()
+        # 0 and 1: tests ran; 5: none was asked for.
+        if status not in (0, 1, 5) or not outcomes.exists():
+            raise RunError(f"pytest ended with {status}; see {log}")
+        return read_record(outcomes, record, time.monotonic() - started)
+
+    def pytest(self, part: Part, *, alone: bool) -> list[str]:
+        command = [str(self.python), *part.python, "-m", "pytest", "-q", "-p", "outcomes"]
+        command += [*part.pytest, "-p", "no:cacheprovider", "-o", "timeout=60"]
+        if "PYTEST_DISABLE_PLUGIN_AUTOLOAD" in part.environment:
+            command += ["-p", "xdist"]
+        processes = 1 if alone else part.processes
+        # Also where a project's own settings say otherwise.
+        command += ["-n", str(processes if processes > 1 else 0)]
+        if self.arguments.pattern:
+            command += ["-k", self.arguments.pattern]
+        return [*command, "tests"]
+
+
+def read_record(outcomes: Path, record: Path, seconds: float) -> Record:
+    loops: Counter[str] = Counter()
+    strangers: Counter[str] = Counter()
+    pids = set()
+    for line in record.read_text().splitlines() if record.exists() else ():
+        pid, kind, right = line.split()
+        pids.add(pid)
+        (loops if right == "1" else strangers)[kind] += 1
+    return Record(json.loads(outcomes.read_text()), loops, strangers, len(pids), seconds)
+
+
+def run_quietly(command: list[Any], what: str, limit: float) -> None:
+    made = subprocess.run(
+        [str(word) for word in command],
+        cwd=REPO,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=limit,
+    )
+    if made.returncode:
+        raise RunError(f"{what} could not be made:\n{made.stdout[-3000:]}")
+
+
+def with_localhost() -> list[str]:
+    """What a command is prefixed with, so that localhost is an IPv6 address, too.
+
+    AnyIO's tests expect it and some containers lack it; where root may, they get a table of their own.
+    """
+    try:
+        socket.getaddrinfo("localhost", 0, socket.AF_INET6)
+        return []
+    except OSError:
+        pass
+    table = BUILD / "hosts"
+    # glibc answers with what stands first in the table, where IPv4 is expected first.
+    own = Path("/etc/hosts").read_text()
+    table.write_text(f"{own.rstrip()}\n::1 localhost ip6-localhost\n")
+    prefix = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        'mount --bind "$0" /etc/hosts && exec "$@"',
+        str(table),
+    ]
+    try:
+        works = subprocess.run([*prefix, "true"], capture_output=True).returncode == 0
+    except OSError:
+        works = False
+    return prefix if works else []
+
+
+# --- the comparison -------------------------------------------------------------------------------
+
+
+@dataclass
+class Verdict:
+    part: Part
+    control: Record | None
+    subject: Record
+    asyncio_passes: set[str]
+    failures: list[str]
+    flaky: list[str]
+    listed: dict[str, Entry]
+    stale: list[str]
+
+    @property
+    def good(self) -> bool:
+        proved = self.subject.loops and not self.subject.strangers
+        return bool(proved and not self.failures and not self.stale)
+
+
+def judge(workshop: Workshop, part: Part, entries: list[Entry]) -> Verdict:
+    control = None
+    if not workshop.arguments.short:
+        control = workshop.run(part, "asyncio")
+        announce(workshop, part, "asyncio", control)
+    subject = workshop.run(part, "cpploop")
+    announce(workshop, part, "cpploop", subject)
+    missed = {test for test, outcome in subject.outcomes.items() if outcome not in PASSING}
+    if control is None:
+        again = workshop.run(part, "asyncio", sorted(missed)) if missed else None
+        asyncio_passes = subject.passed() | (again.passed() if again else set())
+    else:
+        asyncio_passes = control.passed()
+    # In any order of trying: one that passes alone was spoilt by its neighbours or a busy machine.
+    misses = sorted(asyncio_passes - subject.passed())
+    flaky: list[str] = []
+    for _ in range(TRIES):
+        if misses and len(misses) <= RETRY_LIMIT:
+            passed = workshop.run(part, "cpploop", misses).passed()
+            flaky += [test for test in misses if test in passed]
+            misses = [test for test in misses if test not in passed]
+    mine = [entry for entry in entries if entry.suite == workshop.suite.name]
+    listed = {test: entry for test in asyncio_passes if (entry := entry_for(mine, test))}
+    return Verdict(
+        part,
+        control,
+        subject,
+        asyncio_passes,
+        failures=[test for test in misses if test not in listed],
+        flaky=[test for test in flaky if test not in listed],
+        listed={test: entry for test, entry in listed.items() if test in misses},
+        stale=[test for test in listed if test not in misses],
+    )
+
+
+def entry_for(entries: list[Entry], test: str) -> Entry | None:
+    # Names hold brackets, which fnmatch would take for a set of characters.
+    return next((e for e in entries if fnmatch.fnmatchcase(test, e.test.replace("[", "[[]"))), None)
+
+
+def announce(workshop: Workshop, part: Part, loop: str, record: Record) -> None:
+    kinds = ", ".join(f"{count} {kind}" for kind, count in record.loops.most_common())
+    say(
+        f"{part.project} {workshop.versions[part.project]} on {loop}:"
+        f" {record.count(*PASSING)} pass, {record.count('failed')} fail,"
+        f" {record.count('skipped')} are skipped in {record.seconds:.0f} s"
+    )
+    say(
+        f"  loops that ran: {record.loops.total()} in {record.processes} processes ({kinds});"
+        f" of another kind: {record.strangers.total()}"
+    )
+    for kind, count in record.strangers.items():
+        say(f"  NOT {loop.upper()}'S: {count} {kind}")
+
+
+def report(verdict: Verdict) -> None:
+    for test, entry in sorted(verdict.listed.items()):
+        say(f"  listed: {test}: {entry.reason}")
+    for test in verdict.flaky:
+        say(f"  passed only alone: {test}")
+    for test in verdict.stale:
+        say(f"  listed, but passes: take the entry out: {test}")
+    for test in verdict.failures:
+        outcome = verdict.subject.outcomes.get(test, "not run")
+        say(f"  FAILED, and passes on asyncio: {test} ({outcome})")
+    if not verdict.subject.loops:
+        say("  FAILED: no loop of cpploop's ran")
+
+
+def summary(workshop: Workshop, verdict: Verdict) -> dict[str, Any]:
+    return {
+        "suite": workshop.suite.name,
+        "project": verdict.part.project,
+        "version": workshop.versions[verdict.part.project],
+        "from": "Debian" if verdict.part.debian else "sdist",
+        "python": sources.python_version(workshop.python),
+        "asyncio": len(verdict.asyncio_passes),
+        "asyncio_fails": verdict.control.count("failed") if verdict.control else None,
+        "skipped": verdict.subject.count("skipped"),
+        "cpploop": len(verdict.asyncio_passes) - len(verdict.failures) - len(verdict.listed),
+        "loops": verdict.subject.loops.total(),
+        "processes": verdict.subject.processes,
+        "exceptions": sorted({entry.reason for entry in verdict.listed.values()}),
+        "listed": len(verdict.listed),
+        "failures": verdict.failures,
+        "seconds": round(verdict.subject.seconds),
+    }
+
+
+def run_suite(name: str, arguments: argparse.Namespace, entries: list[Entry]) -> bool:
+    workshop = Workshop(SUITES[name], arguments)
+    try:
+        workshop.prepare()
+    except sources.GoneError as error:
+        say(f"ecosystem {name}: SKIPPED: {error}")
+        say("0 passed, 0 failed, 1 skipped")
+        return True
+    good = True
+    for part in workshop.suite.parts:
+        if arguments.loop == "asyncio":
+            announce(workshop, part, "asyncio", workshop.run(part, "asyncio"))
+            continue
+        verdict = judge(workshop, part, entries)
+        if arguments.pattern:
+            verdict.stale.clear()
+        report(verdict)
+        result = summary(workshop, verdict)
+        if not arguments.short and not arguments.pattern:
+            path = workshop.folder / f"{part.project}.json"
+            path.write_text(json.dumps(result, indent=1) + "\n")
+        say(
+            f"ecosystem {part.project} {result['version']}: {result['cpploop']} of {result['asyncio']}"
+        )
+        say(
+            f"{result['cpploop']} passed, {len(verdict.failures)} failed, {result['skipped']} skipped"
+        )
+        good = good and verdict.good
+    return good
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="run.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help="; ".join((*SUITES, "or all")))
+    parser.add_argument(
+        "--loop", choices=LOOPS, default="cpploop", help="asyncio: the control alone"
+    )
+    parser.add_argument(
+        "--short", action="store_true", help="asyncio runs only what cpploop missed"
+    )
+    parser.add_argument("-k", dest="pattern", help="only these tests, as pytest's -k")
+    parser.add_argument("--python", default="newest", help="as scripts/pythons.sh names it")
+    parser.add_argument("--limit", type=float, default=1800, help="seconds for one run of a suite")
+    parser.add_argument("--docs", action="store_true", help="write docs/dev/ecosystem.md")
+    arguments = parser.parse_args(argv)
+    if arguments.suites == ["all"]:
+        arguments.suites = list(SUITES)
+    for name in arguments.suites:
+        if name not in SUITES:
+            parser.error(f"no suite is named {name}; there are {', '.join(SUITES)}")
+    if not arguments.suites and not arguments.docs:
+        parser.error("which suite?")
+    return arguments
+
+
+def main(argv: list[str]) -> int:
+    arguments = parse_arguments(argv)
+    good = True
+    try:
+        entries = load_exceptions(HERE / "exceptions.toml")
+        for name in arguments.suites:
+            good = run_suite(name, arguments, entries) and good
+        if arguments.docs:
+            page.write(BUILD, REPO / "docs/dev/ecosystem.md", SUITES)
+    except (RunError, sources.SourceError, OSError, ValueError) as error:
+        print(f"ecosystem: cannot run: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
