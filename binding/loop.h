@@ -148,6 +148,10 @@ class Loop final : private Host, private Clock {
   void hold_transport(int fd, PyObject* transport);  // Throws std::bad_alloc.
   void drop_transport(int fd, PyObject* transport) noexcept;
 
+  // Whether asyncio's own transports were made, which keep their own account of descriptors.
+  [[nodiscard]] bool has_transports_of_asyncio() const noexcept { return has_asyncios_; }
+  void expect_transports_of_asyncio() noexcept { has_asyncios_ = true; }
+
   // Open transports whose number is no sign of them: several pipe transports may share one.
   void hold(PyObject* transport);  // Throws std::bad_alloc.
   void let_go(PyObject* transport) noexcept;
@@ -273,6 +277,7 @@ class Loop final : private Host, private Clock {
   bool finalizing_when_blocked_ = false;
   bool debug_ = false;
   bool closed_ = false;
+  bool has_asyncios_ = false;
 };
 
 struct LoopObject {

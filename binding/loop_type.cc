@@ -13,6 +13,7 @@
 #include "binding/pipe_transport.h"
 #include "binding/py/args.h"
 #include "binding/py/guard.h"
+#include "binding/python_socket.h"
 #include "binding/sock_operation.h"
 #include "binding/stream_transport.h"
 
@@ -430,6 +431,13 @@ PyObject* loop_open_transports(PyObject* self, PyObject*) {
   });
 }
 
+PyObject* loop_expect_transports_of_asyncio(PyObject* self, PyObject*) {
+  return py::guard([&]() -> PyObject* {
+    loop_of(self).expect_transports_of_asyncio();
+    return py::none();
+  });
+}
+
 PyObject* loop_close(PyObject* self, PyObject*) {
   return py::guard([&]() -> PyObject* {
     Loop& loop = loop_of(self);
@@ -611,6 +619,23 @@ PyObject* loop_ensure_fd_no_transport(PyObject* self, PyObject* object) {
   return fd >= 0 && ensure_no_transport(loop, fd, sock) ? fd : -1;
 }
 
+// Whether `sock` is of a child class of socket.socket that replaces what asyncio's transport would
+// call, or such an instance does. A patch of socket.socket itself is no such wish: tools that watch
+// a program for blocking calls make them.
+[[nodiscard]] bool has_methods_of_its_own(ModuleState& state, PyObject* sock) {
+  return Py_TYPE(sock) != state.socket_type && PyType_IsSubtype(Py_TYPE(sock), state.socket_type) &&
+         !is_plain_socket(state, sock);
+}
+
+// asyncio's own transport, which calls the socket's methods.
+[[nodiscard]] PyObject* transport_of_asyncio(PyObject* loop, ModuleState& state,
+                                             const TransportSpec& spec) {
+  const auto or_none = [](PyObject* value) { return value == nullptr ? Py_None : value; };
+  return PyObject_CallMethod(state.support, "_make_asyncios_transport", "OOOOOOO", loop, spec.sock,
+                             spec.protocol, or_none(spec.waiter), or_none(spec.extra),
+                             or_none(spec.server), or_none(spec.context));
+}
+
 PyObject* loop_make_socket_transport(PyObject* self, PyObject* const* values, Py_ssize_t count,
                                      PyObject* keywords) {
   return py::guard([&]() -> PyObject* {
@@ -627,7 +652,11 @@ PyObject* loop_make_socket_transport(PyObject* self, PyObject* const* values, Py
       return nullptr;
     }
     const int fd = free_descriptor_of(loop, spec.sock);
-    return fd < 0 ? nullptr : new_stream_transport(loop, fd, spec);
+    if (fd < 0) {
+      return nullptr;
+    }
+    return has_methods_of_its_own(state, spec.sock) ? transport_of_asyncio(self, state, spec)
+                                                    : new_stream_transport(loop, fd, spec);
   });
 }
 
@@ -1038,6 +1067,9 @@ PyMethodDef loop_methods[] = {
      "_trace_stop($self, /)\n--\n\nWhat was recorded, or None."},
     {"_open_transports", loop_open_transports, METH_NOARGS,
      "_open_transports($self, /)\n--\n\nThe native transports that the loop holds."},
+    {"_expect_transports_of_asyncio", loop_expect_transports_of_asyncio, METH_NOARGS,
+     "_expect_transports_of_asyncio($self, /)\n--\n\n"
+     "Say that transports of asyncio's are made, whose descriptors _transports knows."},
     {"_close", loop_close, METH_NOARGS,
      "_close($self, /)\n--\n\nDrop what is queued and close the engine's descriptors."},
     {"_forked", loop_forked, METH_NOARGS,

@@ -856,7 +856,12 @@ PyObject* StreamTransport::get_extra_info(PyObject* name, PyObject* fallback) {
 bool ensure_no_transport(Loop& loop, int fd, PyObject* object) {
   PyObject* transport = loop.transport_at(fd);
   if (transport == nullptr) {
-    return true;
+    if (!loop.has_transports_of_asyncio()) [[likely]] {
+      return true;
+    }
+    Ref unused = Ref::steal(PyObject_CallMethod(loop.state().support, "_refuse_used_descriptor",
+                                                "OiO", loop.self(), fd, object));
+    return static_cast<bool>(unused);
   }
   if (PyObject_TypeCheck(transport, loop.state().datagram_transport_base)) {
     if (datagram_transport_of(transport).socket().is_closing()) {

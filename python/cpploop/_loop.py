@@ -271,6 +271,7 @@ class Loop(_native.Loop, _tls.TlsLoop, ResolvingLoop, SpawningLoop, ObservedLoop
         if takes_natively(sock):
             return self._make_native_datagram_transport(sock, protocol, address, waiter, extra)
         self._ensure_fd_no_transport(sock)
+        self._expect_transports_of_asyncio()
         inherited: Any = super()
         transport: asyncio.DatagramTransport = inherited._make_datagram_transport(
             sock, protocol, address, waiter, extra
@@ -281,6 +282,11 @@ class Loop(_native.Loop, _tls.TlsLoop, ResolvingLoop, SpawningLoop, ObservedLoop
 
     async def _sendfile_native(self, transp: Any, file: Any, offset: int, count: int | None) -> int:
         """Send a file by the kernel, behind what the transport has queued."""
+        if not isinstance(transp, _native.StreamTransport):
+            # asyncio's own, over a socket with methods of its own.
+            inherited: Any = super()
+            sent: int = await inherited._sendfile_native(transp, file, offset, count)
+            return sent
         resume_reading = transp.is_reading()
         # RuntimeError while another file is being sent.
         drained = transp._make_empty_waiter()

@@ -6,9 +6,21 @@ that look for them in logs find them.
 
 from __future__ import annotations
 
+import contextvars
 import socket
+import sys
 import warnings
-from asyncio import Future, Handle, StreamReader, constants, format_helpers, selector_events, trsock
+from asyncio import (
+    BaseProtocol,
+    Future,
+    Handle,
+    StreamReader,
+    Transport,
+    constants,
+    format_helpers,
+    selector_events,
+    trsock,
+)
 from asyncio.log import logger
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +87,33 @@ def log_if_slow(loop: Loop, what: object, seconds: float) -> None:
 
         text = _format_handle(what) if isinstance(what, Handle) else repr(what)
         logger.warning("Executing %s took %.3f seconds", text, seconds)
+
+
+def _make_asyncios_transport(
+    loop: Loop,
+    sock: socket.socket,
+    protocol: BaseProtocol,
+    waiter: Future[None] | None,
+    extra: dict[str, Any] | None,
+    server: Any,
+    context: contextvars.Context | None,
+) -> Transport:
+    """Make asyncio's own transport, for a socket whose class has a recv() or send() of its own."""
+    make: Any = selector_events._SelectorSocketTransport  # type: ignore[attr-defined]
+    loop._expect_transports_of_asyncio()
+    settings = {"context": context} if sys.version_info >= (3, 15) else {}
+    transport: Transport = make(loop, sock, protocol, waiter, extra, server, **settings)
+    return transport
+
+
+def _refuse_used_descriptor(loop: Loop, fd: int, file: object) -> None:
+    """Raise what asyncio raises for the descriptor of one of its own transports."""
+    transport = loop._known_transports.get(fd)
+    # A native one is here if somebody looked at loop._transports, and asked about elsewhere.
+    if transport is None or type(transport).__module__ != selector_events.__name__:
+        return
+    if not transport.is_closing():
+        raise RuntimeError(f"File descriptor {file!r} is used by transport {transport!r}")
 
 
 def _refuse_data(data: object) -> None:

@@ -6,6 +6,7 @@ ECOSYSTEM_ONLY, when set, a file with the names of the tests to run.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from pathlib import Path
@@ -36,6 +37,12 @@ def _is_of_trio(item: pytest.Item) -> bool:
     parameters: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
     backend = parameters.get("anyio_backend")
     return (backend[0] if isinstance(backend, tuple) else backend) == "trio"
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Names a loop's class alike on every loop, because pytest makes it part of a test's name."""
+    is_loop = isinstance(val, type) and issubclass(val, asyncio.AbstractEventLoop)
+    return "loop-class" if is_loop else None
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

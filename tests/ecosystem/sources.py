@@ -71,6 +71,9 @@ def install(part: Part, archive: Path, python: Path, folder: Path) -> None:
             inner = member.name.removeprefix(top).lstrip("/")
             if inner.split("/")[0] in part.files:
                 tar.extract(member.replace(name=inner), folder, filter="data")
+    if not {"pytest.ini", "pyproject.toml"}.intersection(part.files):
+        # Or pytest would find the settings of our own tests further up.
+        (folder / "pytest.ini").write_text("[pytest]\n")
     installed.touch()
     stamp.write_text(wanted)
 
