@@ -10,12 +10,12 @@ from typing import Any
 HEAD = """\
 # Other projects' own tests on cpploop
 
-Written by `tests/ecosystem/run.py all --docs`; not to be edited. Each suite is its project's own, from
-its source distribution (websockets' from Debian's source package), run once on asyncio as control and
-once with cpploop as the only loop of every process. "on asyncio" is how many tests pass there, "on
-cpploop" how many of these pass on cpploop, "loops" how many loops ran in the second run: each was looked
-at when it started to run, and each was cpploop's. The variants of tests for trio are left out, and so
-are httpcore's tests of its synchronous half.
+Written by `tests/ecosystem/run.py all --docs`; not to be edited. Each suite is its project's own,
+from its source distribution (websockets' from Debian's source package), run once on asyncio as
+control and once with cpploop as the only loop of every process. "On asyncio" is how many tests pass
+there, "on cpploop" how many of these pass on cpploop, "loops" how many loops ran in the second run:
+each was looked at when it started to run, and each was cpploop's. The variants of tests for trio
+are left out, and so are httpcore's tests of its synchronous half.
 
 | project | Python | on asyncio | on cpploop | exceptions | skipped | loops | processes |
 |---|---|---:|---:|---:|---:|---:|---:|

@@ -7,8 +7,8 @@
     tests/ecosystem/run.py anyio -k test_sockets      a part of it
     tests/ecosystem/run.py --docs                     writes docs/dev/ecosystem.md from what has run
 
-Whatever passes on asyncio must pass on cpploop, save what exceptions.toml lists with its reason. Exits
-0 when that holds, 1 when it does not, 2 when a run itself could not be made.
+Whatever passes on asyncio must pass on cpploop, save what exceptions.toml lists with its reason.
+Exits 0 when that holds, 1 when it does not, 2 when a run itself could not be made.
 """
 
 from __future__ import annotations
@@ -202,7 +202,8 @@ def run_quietly(command: list[Any], what: str, limit: float) -> None:
 def with_localhost() -> list[str]:
     """What a command is prefixed with, so that localhost is an IPv6 address, too.
 
-    AnyIO's tests expect it and some containers lack it; where root may, they get a table of their own.
+    AnyIO's tests expect it and some containers lack it; where root may, tests get a table of their
+    own.
     """
     try:
         socket.getaddrinfo("localhost", 0, socket.AF_INET6)
@@ -358,12 +359,9 @@ def run_suite(name: str, arguments: argparse.Namespace, entries: list[Entry]) ->
         if not arguments.short and not arguments.pattern:
             path = workshop.folder / f"{part.project}.json"
             path.write_text(json.dumps(result, indent=1) + "\n")
-        say(
-            f"ecosystem {part.project} {result['version']}: {result['cpploop']} of {result['asyncio']}"
-        )
-        say(
-            f"{result['cpploop']} passed, {len(verdict.failures)} failed, {result['skipped']} skipped"
-        )
+        passed, asked = result["cpploop"], result["asyncio"]
+        say(f"ecosystem {part.project} {result['version']}: {passed} of {asked}")
+        say(f"{passed} passed, {len(verdict.failures)} failed, {result['skipped']} skipped")
         good = good and verdict.good
     return good
 

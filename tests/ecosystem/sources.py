@@ -7,7 +7,6 @@ not named: pip's defaults and this system's own list of Debian archives say wher
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import subprocess
 import tarfile
@@ -66,7 +65,7 @@ def install(part: Part, archive: Path, python: Path, folder: Path) -> None:
     command = [str(python), *PIP, "install", "--no-deps", "--no-build-isolation"]
     _run([*command, "--force-reinstall", str(archive)], f"installing {archive.name}")
     with tarfile.open(archive) as tar:
-        top = os.path.commonprefix(tar.getnames()).split("/")[0]
+        top = tar.getnames()[0].split("/")[0]
         for member in tar.getmembers():
             inner = member.name.removeprefix(top).lstrip("/")
             if inner.split("/")[0] in part.files:
