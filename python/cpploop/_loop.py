@@ -282,7 +282,7 @@ class Loop(_native.Loop, _tls.TlsLoop, ResolvingLoop, SpawningLoop, ObservedLoop
 
     async def _sendfile_native(self, transp: Any, file: Any, offset: int, count: int | None) -> int:
         """Send a file by the kernel, behind what the transport has queued."""
-        if not isinstance(transp, _native.StreamTransport):
+        if not issubclass(type(transp), _native.StreamTransport):
             # asyncio's own, over a socket with methods of its own.
             inherited: Any = super()
             sent: int = await inherited._sendfile_native(transp, file, offset, count)

@@ -16,8 +16,9 @@ class Part:
     # installed one is tested.
     files: tuple[str, ...] = ("tests", "pyproject.toml")
     pytest: tuple[str, ...] = ()
-    python: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
+    # Our own tests of what a project does: nothing to fetch, and no control.
+    ours: bool = False
     # More than there are cores where tests mostly sleep; one where they share a port.
     processes: int = 2
 
@@ -58,15 +59,6 @@ SUITES = {
                     "websockets",
                     debian="python-websockets",
                     files=("tests",),
-                    # tox.ini's.
-                    python=(
-                        "-W",
-                        "error::DeprecationWarning",
-                        "-W",
-                        "error::PendingDeprecationWarning",
-                    ),
-                    # They patch loops' internals and measure time: what a busy machine spoils is
-                    # tried again alone.
                     processes=3,
                 ),
             ),
@@ -110,5 +102,7 @@ SUITES = {
                 Part("httpcore", pytest=("--ignore=tests/_sync",), processes=1),
             ),
         ),
+        # Our own: each server's ways to take a loop, and how it ends.
+        Suite("servers", (Part("servers", ours=True, processes=1),)),
     )
 }
