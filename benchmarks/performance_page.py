@@ -1,6 +1,6 @@
 """Writes docs/performance.md from results of run.py and micro.py.
 
-    python benchmarks/page.py results/a-servers.json results/b-micro.json
+    python benchmarks/performance_page.py results/a-servers.json results/b-micro.json
 
 The page says of each row in which a rival was ahead; docs/performance-notes.md, if it is there, is
 put behind that list as it is: what was found, and what was tried.
@@ -21,8 +21,8 @@ INTRODUCTION = """# Performance
 
 cpploop beside its rivals, each table measured in one run: interleaved, server and client on
 different cores, every answer checked. How it is done, and how to repeat it, is in
-[benchmarks/README.md](../benchmarks/README.md). This page is written by `benchmarks/page.py`; do
-not edit.
+[benchmarks/README.md](../benchmarks/README.md). `benchmarks/performance_page.py` writes this page;
+do not edit.
 
 Absolute figures belong to this machine, two noisy cores. Compare inside a row, and treat
 differences below 5 % as noise: `±` is half the range of the rounds. `x` columns are medians of
