@@ -21,6 +21,7 @@ from ._policy import EventLoopPolicy, install
 from ._run import new_event_loop, run
 
 if TYPE_CHECKING:
+    from ._expose import Exposure, expose
     from ._metrics import LoopMetrics
     from ._trace import Trace, trace
     from ._watchdog import SlowCallback, Watchdog
@@ -32,6 +33,7 @@ __version__: str = _native.__version__
 __all__ = (
     "EventLoop",
     "EventLoopPolicy",
+    "Exposure",
     "Loop",
     "LoopMetrics",
     "SlowCallback",
@@ -39,6 +41,7 @@ __all__ = (
     "Watchdog",
     "__version__",
     "build_info",
+    "expose",
     "install",
     "new_event_loop",
     "run",
@@ -47,10 +50,12 @@ __all__ = (
 
 
 _LATER = {
+    "Exposure": "_expose",
     "LoopMetrics": "_metrics",
     "SlowCallback": "_watchdog",
     "Trace": "_trace",
     "Watchdog": "_watchdog",
+    "expose": "_expose",
     "trace": "_trace",
 }
 

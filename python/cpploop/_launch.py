@@ -44,8 +44,9 @@ if TYPE_CHECKING:
 
 USAGE = """\
 usage: python [PYTHON OPTIONS] -m cpploop [-m MODULE | -c CODE | SCRIPT | -] [ARGS ...]
+       python -m cpploop top [--once] [PID | SOCKET]
 
-Run a Python program with cpploop as asyncio's default event loop.
+Run a Python program with cpploop as asyncio's default event loop; or look at one that runs.
 
   -m MODULE   a module or package, as python -m does
   -c CODE     the program itself
@@ -179,6 +180,10 @@ def main() -> None:
     if args and args[0] in ("-V", "--version"):
         _print_version()
         return
+    if args and args[0] == "top" and not os.path.exists("top"):
+        from cpploop._top import main as top
+
+        sys.exit(top(args[1:]))
     program = _parse(args)
     make_default()
     namespace = _fresh_main().__dict__

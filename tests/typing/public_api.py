@@ -69,6 +69,8 @@ def looks(loop: cpploop.Loop) -> None:
     loop.watch_slow_callbacks(report=print, dump=True).stop()
     with cpploop.trace("trace.json", loop, limit=1000) as trace:
         assert_type(trace, cpploop.Trace)
+    with cpploop.expose(loop=loop) as exposure:
+        assert_type(exposure, cpploop.Exposure)
     loop.metrics(1)  # type: ignore[call-arg]
 
 

@@ -1,0 +1,208 @@
+"""A running program tells its loops' metrics over a Unix socket, to its own user only.
+
+A thread answers, so that a loop that is blocked can be seen to be. Each connection gets one JSON
+object a line, twice a second, until it closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import os
+import socket
+import stat
+import struct
+import sys
+import tempfile
+import threading
+import time
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from ._loop import Loop
+
+INTERVAL_S = 0.5
+# How long a loop of another thread may take to answer where only that thread may ask it.
+_ANSWER_S = 0.4
+
+
+def folder() -> Path:
+    """Where the sockets are by default; made if it is missing. PermissionError if it is not ours.
+
+    In XDG_RUNTIME_DIR where there is one, else in the folder for temporary files.
+    """
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    path = (
+        Path(runtime, "cpploop")
+        if runtime
+        else Path(tempfile.gettempdir(), f"cpploop-{os.getuid()}")
+    )
+    path.mkdir(mode=0o700, exist_ok=True)
+    found = path.lstat()
+    # Somebody else may have made it first, where everybody may write.
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise PermissionError(f"{path} is not a folder of this user's")
+    if stat.S_IMODE(found.st_mode) & 0o077:
+        raise PermissionError(f"{path} is open to other users: chmod 700 it")
+    return path
+
+
+def default_path(pid: int) -> Path:
+    return folder() / f"{pid}.sock"
+
+
+class Exposure:
+    """Metrics on offer; made by cpploop.expose(). Ends with close(), its block, or the process."""
+
+    def __init__(self, loop: Loop, path: Path) -> None:
+        self.path = path
+        self._loop = weakref.ref(loop)
+        self._closed = threading.Event()
+        self._pid = os.getpid()
+        self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            # Nobody else can connect even in the moment before the mode is set.
+            before = os.umask(0o177)
+            try:
+                self._server.bind(str(path))
+            finally:
+                os.umask(before)
+            self._server.listen(8)
+        except BaseException:
+            self._server.close()
+            raise
+        self._thread = threading.Thread(target=self._serve, name="cpploop-expose", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop answering and remove the socket. A second call does nothing."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        if self._pid == os.getpid():
+            with contextlib.suppress(FileNotFoundError):
+                self.path.unlink()
+            with contextlib.suppress(OSError):
+                self._server.shutdown(socket.SHUT_RDWR)
+            self._thread.join()
+        self._server.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _serve(self) -> None:
+        while not self._closed.is_set():
+            try:
+                connection, _ = self._server.accept()
+            except OSError:
+                return
+            if not _is_allowed(connection):
+                connection.close()
+                continue
+            threading.Thread(
+                target=self._answer, args=(connection,), name="cpploop-expose", daemon=True
+            ).start()
+
+    def _answer(self, connection: socket.socket) -> None:
+        with connection:
+            connection.settimeout(5)
+            try:
+                while True:
+                    connection.sendall(json.dumps(self._look()).encode() + b"\n")
+                    if self._closed.wait(INTERVAL_S):
+                        return
+            except OSError:
+                return
+
+    def _look(self) -> dict[str, Any]:
+        loop = self._loop()
+        about: dict[str, Any] = {
+            "pid": os.getpid(),
+            "command": sys.orig_argv,
+            "python": sys.version.split()[0],
+            "time": time.monotonic(),
+            "state": "closed",
+        }
+        if loop is None or loop.is_closed():
+            return about
+        busy, callback = loop._progress()
+        about["state"] = "busy" if busy else "waiting" if loop.is_running() else "not running"
+        about["callback"] = callback
+        metrics = _metrics_of(loop)
+        if metrics is None:
+            about["state"] = "blocked"
+            return about
+        about["metrics"] = dataclasses.asdict(metrics)
+        about["metrics"]["lag"] = {str(q): metrics.lag(q) for q in (0.5, 0.99, 1.0)}
+        about["metrics"]["utilisation"] = metrics.utilisation
+        with contextlib.suppress(RuntimeError):  # The set of tasks changed while it was walked.
+            about["tasks"] = len(asyncio.all_tasks(loop))
+        return about
+
+
+def _metrics_of(loop: Loop) -> Any:
+    """The loop's metrics; None if the loop does not answer where it has to be asked."""
+    try:
+        return loop.metrics()
+    except RuntimeError:
+        pass
+    answers: list[Any] = []
+    answered = threading.Event()
+
+    def ask() -> None:
+        answers.append(loop.metrics())
+        answered.set()
+
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(ask)
+        answered.wait(_ANSWER_S)
+    return answers[0] if answers else None
+
+
+def _is_allowed(connection: socket.socket) -> bool:
+    """Whether the other end is this user's, or root's."""
+    size = struct.calcsize("3i")
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    _, uid, _ = struct.unpack("3i", credentials)
+    return uid in (os.getuid(), 0)
+
+
+def expose(
+    path: str | os.PathLike[str] | None = None,
+    loop: asyncio.AbstractEventLoop | None = None,
+) -> Exposure:
+    """Let this user look at a loop from outside: ``python -m cpploop top PID``.
+
+    path: of the Unix socket to make; by default one that ``top`` finds by the process's number.
+        Only this user and root may connect.
+    loop: a cpploop loop; by default the running one.
+
+    Returns an Exposure: a context manager with close() and the socket's path. OSError when the
+    socket cannot be made, TypeError for a loop that is not cpploop's, RuntimeError when none runs.
+    """
+    from ._loop import Loop
+
+    chosen = asyncio.get_running_loop() if loop is None else loop
+    if not isinstance(chosen, Loop):
+        raise TypeError(f"only a cpploop loop can be exposed, not {type(chosen).__name__}")
+    if path is None:
+        path = default_path(os.getpid())
+        # What an earlier process of the same number left.
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+    return Exposure(chosen, Path(path))

@@ -1,0 +1,244 @@
+"""A program tells its loop's metrics over a Unix socket; ``python -m cpploop top`` shows them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import support
+
+cpploop = pytest.importorskip("cpploop")
+
+pytestmark = pytest.mark.skipif(
+    "cpploop" not in support.selected_loops(), reason="asyncio's loops tell nothing"
+)
+
+
+@pytest.fixture
+def loop(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    with support.short_directory() as directory:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(directory))
+        loop = cpploop.new_event_loop()
+        yield loop
+        loop.close()
+
+
+def looks(path: Path, count: int) -> list[dict[str, Any]]:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(20)
+        connection.connect(str(path))
+        with connection.makefile() as lines:
+            return [json.loads(next(lines)) for _ in range(count)]
+
+
+def in_thread(function: Any, *arguments: Any) -> Any:
+    """The result of a blocking function, with the loop running beside it."""
+    return asyncio.to_thread(function, *arguments)
+
+
+def test_tells_what_metrics_says(loop: Any) -> None:
+    async def main() -> None:
+        with cpploop.expose() as exposure:
+            assert exposure.path.name == f"{os.getpid()}.sock"
+            first, second = await in_thread(looks, exposure.path, 2)
+            for look in (first, second):
+                assert look["pid"] == os.getpid()
+                assert look["command"] == sys.orig_argv
+                assert look["state"] in ("busy", "waiting")
+                assert look["tasks"] == 1
+            assert second["metrics"]["turns"] <= loop.metrics().turns
+            assert set(second["metrics"]["lag"]) == {"0.5", "0.99", "1.0"}
+        assert not exposure.path.exists()
+
+    loop.run_until_complete(main())
+
+
+@pytest.mark.parametrize("state", ["not running", "closed"])
+def test_states(loop: Any, state: str) -> None:
+    with cpploop.expose(loop=loop) as exposure:
+        if state == "closed":
+            loop.close()
+        (look,) = looks(exposure.path, 1)
+        assert look["state"] == state
+        assert ("metrics" in look) == (state != "closed")
+
+
+def test_a_blocked_loop_is_seen_to_be(loop: Any) -> None:
+    async def main() -> None:
+        with cpploop.expose() as exposure:
+            found: list[Any] = []
+            thread = threading.Thread(target=lambda: found.extend(looks(exposure.path, 2)))
+            thread.start()
+            thread.join()
+            assert {look["state"] for look in found} <= {"busy", "blocked"}
+            assert found[0]["callback"] == found[1]["callback"]
+
+    loop.run_until_complete(main())
+
+
+def test_only_this_user_can_connect(loop: Any) -> None:
+    with cpploop.expose(loop=loop) as exposure:
+        assert stat.S_IMODE(exposure.path.stat().st_mode) == 0o600
+        assert stat.S_IMODE(exposure.path.parent.stat().st_mode) == 0o700
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
+def test_another_user_is_refused(loop: Any) -> None:
+    """Even where the permissions were opened."""
+    with cpploop.expose(loop=loop) as exposure:
+        exposure.path.chmod(0o777)
+        for parent in (exposure.path.parent, exposure.path.parent.parent):
+            parent.chmod(0o755)
+        program = (
+            "import os, socket, sys\n"
+            "os.setuid(65534)\n"
+            "s = socket.socket(socket.AF_UNIX)\n"
+            f"s.connect({str(exposure.path)!r})\n"
+            "print(s.recv(10))\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-S", "-c", program], capture_output=True, text=True, timeout=60
+        )
+        assert done.stdout == "b''\n", done.stderr
+
+
+def test_a_folder_of_somebody_else_is_refused(
+    loop: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    (tmp_path / "cpploop").mkdir(mode=0o777)
+    (tmp_path / "cpploop").chmod(0o777)
+    with pytest.raises(PermissionError, match="open to other users"):
+        cpploop.expose(loop=loop)
+    (tmp_path / "cpploop").rmdir()
+    (tmp_path / "cpploop").symlink_to("/")
+    with pytest.raises(PermissionError, match="not a folder of this user's"):
+        cpploop.expose(loop=loop)
+
+
+def test_what_cannot_be_exposed(loop: Any, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="no running event loop"):
+        cpploop.expose()
+    other = asyncio.SelectorEventLoop()
+    with pytest.raises(TypeError, match="only a cpploop loop can be exposed"):
+        cpploop.expose(loop=other)
+    other.close()
+    with support.short_directory() as directory:
+        path = Path(directory, "x.sock")
+        path.touch()
+        with pytest.raises(OSError, match="in use"):
+            cpploop.expose(path, loop)
+
+
+def test_leaves_nothing_behind(loop: Any) -> None:
+    before, fds = threading.active_count(), support.open_fds()
+    exposure = cpploop.expose(loop=loop)
+    looks(exposure.path, 1)
+    exposure.close()
+    exposure.close()
+    deadline = time.monotonic() + 10
+    while threading.active_count() != before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+    assert not support.new_fds(fds)
+
+
+# --------------------------------------------------------------------------- the command
+
+
+def top(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "cpploop", "top", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_top_once(loop: Any) -> None:
+    async def main() -> None:
+        with cpploop.expose() as exposure:
+            for where in (str(os.getpid()), str(exposure.path)):
+                done = await in_thread(top, "--once", where)
+                assert done.stderr == ""
+                assert done.returncode == 0
+                rows = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+                assert rows["program"].startswith(f"{os.getpid()}: ")
+                assert rows["tasks"] == "1"
+                assert "in all" in rows["turns"]
+            assert (await in_thread(top)).stdout == f"{os.getpid()}\n"
+
+    loop.run_until_complete(main())
+
+
+def test_top_without_a_program(loop: Any) -> None:
+    done = top("--once", str(os.getpid()))
+    assert done.returncode == 1
+    assert "No such file or directory" in done.stderr
+    done = top()
+    assert done.returncode == 1
+    assert "has called cpploop.expose()" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("--twice",), ("1", "2"), ("-h",)])
+def test_top_usage(arguments: tuple[str, ...]) -> None:
+    done = top(*arguments)
+    assert done.stdout.startswith("usage: python -m cpploop top")
+    assert done.returncode == (0 if arguments == ("-h",) else 2)
+
+
+def test_a_script_called_top_is_run(tmp_path: Path) -> None:
+    (tmp_path / "top").write_text("print('a script')\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "cpploop", "top"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+    )
+    assert done.stdout == "a script\n"
+
+
+def test_live_view(loop: Any) -> None:
+    pytest.importorskip("rich")
+    import pty
+
+    async def main() -> None:
+        with cpploop.expose():
+            controller, terminal = pty.openpty()
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "cpploop", "top", str(os.getpid())),
+                stdin=terminal,
+                stdout=terminal,
+                stderr=terminal,
+                env={**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "40"},
+            )
+            os.close(terminal)
+            os.set_blocking(controller, False)
+            shown = b""
+
+            def has_shown() -> bool:
+                nonlocal shown
+                try:
+                    shown += os.read(controller, 65536)
+                except BlockingIOError:
+                    pass
+                return b"utilisation" in shown and b"transports" in shown
+
+            await support.eventually(has_shown, timeout=20)
+        # The program's end is the view's.
+        assert await process.wait() == 0
+        os.close(controller)
+
+    loop.run_until_complete(main())
