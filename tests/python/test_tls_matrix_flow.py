@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import hashlib
 import random
+import socket
 import ssl
 import time
 from typing import Any
@@ -229,6 +230,9 @@ def test_pause_reading_with_megabytes(tls_run: Any, pki: Pki, side: str, protoco
         data = random.Random(5).randbytes(6 * MIB)
         rec = recorder(protocol)
         async with endpoint(env, pki, side, rec) as (transport, peer):
+            # Else the kernel itself may grow to take all of it.
+            sock = transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 256 * 1024)
             await peer.write(b"!")
             await rec.until_received(1)
             transport.pause_reading()
