@@ -37,7 +37,7 @@ struct Account {
 };
 
 // Never destroyed: descriptors are closed until the very end of the process.
-[[nodiscard]] Account& account() noexcept {
+[[nodiscard]] Account& account() {
   static auto* const the_one = [] {
     auto* made = new Account();
     pthread_atfork([] { account().mutex.lock(); }, [] { account().mutex.unlock(); },

@@ -165,7 +165,8 @@ def _search_all(comparer: Comparer, chosen: list[str], seed: int, arguments: Any
     number = 0
     while time.monotonic() < deadline and chosen:
         # Short runs come to every kind, too.
-        slice_end = min(deadline, time.monotonic() + max(3.0, arguments.seconds / 60))
+        share = max(min(3.0, arguments.seconds / len(chosen)), arguments.seconds / 60)
+        slice_end = min(deadline, time.monotonic() + share)
         kind = chosen[number % len(chosen)]
         difference = search(comparer, kind, seed + number, slice_end)
         number += 1
