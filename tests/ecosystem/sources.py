@@ -52,11 +52,10 @@ def fetch(part: Part, python: Path, build: Path) -> Path:
 
 def install(part: Part, archive: Path, python: Path, folder: Path) -> None:
     """Install the package from its source, and unpack what its tests need into FOLDER."""
-    # The interpreter counts: what was compiled is for one.
+    # The interpreter counts, because what was compiled is for one, and so does what is done here.
     stamp = folder / ".source"
-    wanted = (
-        f"{_sha256(archive)} {part.files} {(python.parent.parent / '.interpreter').read_text()}"
-    )
+    interpreter = (python.parent.parent / ".interpreter").read_text()
+    wanted = f"{_sha256(archive)} {_sha256(Path(__file__))} {part.files} {interpreter}"
     installed = python.parent.parent / f".installed-{part.project}"
     if stamp.exists() and stamp.read_text() == wanted and installed.exists():
         return
