@@ -726,7 +726,7 @@ PyObject* StreamTransport::call_connection_lost(PyObject* exception) {
   }
   // What connection_lost() wrote to others is sent before this descriptor closes: the other end
   // may be one of them, and would answer a closed one with another error.
-  loop_->engine().flush_gathered();
+  loop_->engine().send_all_gathered();
   close_descriptor();
   loop_->drop_transport(fd_, self_);
   Ref old_on_data = std::move(on_data_);

@@ -4,14 +4,13 @@
 #include <cerrno>
 #include <utility>
 
-#include "core/backend/epoll_backend.h"
 #include "core/net/stream_socket.h"
 
 namespace cpploop {
 
-Engine::Engine(Host& host) : host_(host), watchers_(*this) {
+Engine::Engine(Host& host, BackendChoice choice) : host_(host), watchers_(*this) {
   inbox_ = std::make_unique<WakeupInbox>();
-  backend_ = std::make_unique<EpollBackend>(inbox_->fd());
+  backend_ = make_backend(choice, inbox_->fd());
 }
 
 Engine::Engine(Host& host, std::unique_ptr<WakeupInbox> inbox, std::unique_ptr<Backend> backend)
@@ -35,6 +34,7 @@ int Engine::run() {
   do {
     error = turn();
   } while (error == 0 && may_go_on());
+  send_what_is_due();
   return error;
 }
 
@@ -82,11 +82,12 @@ int Engine::poll() {
   if (!may_block && !backend_->has_channels()) {
     return 0;  // Only the wake-up is registered, and the inbox was looked at.
   }
-  backend_->apply_changes();
   const std::int64_t limit_ns = may_block ? wait_limit_ns() : 0;
   if (interrupted_) {
     return 0;  // An overridden clock raised.
   }
+  // Nothing runs between this and the wait: what was told to the kernel stays true.
+  backend_->apply_changes();
   const bool measuring = metrics_.measuring();
   if (measuring) {
     metrics_.look(monotonic_now_ns());
@@ -107,6 +108,7 @@ int Engine::poll() {
   } else {
     result = backend_->wait(0);
   }
+  backend_->settle_sends();
   if (result.error == EINTR) {
     host_.wait_interrupted();
   } else if (!result.ok()) {
@@ -197,6 +199,7 @@ void Engine::run_ready() {
     if (ready_.empty()) {
       return;
     }
+    left_in_turn_ = count - 1;
     run_entry(ready_.pop());
   }
 }
@@ -237,6 +240,9 @@ void Engine::run_io(const ReadyEntry& entry) {
     callback_serial_.add();
     backend_->dispatch(entry.channel, kIoWritable);
   }
+  if ((entry.io_events & kIoSendDue) != 0) {
+    backend_->dispatch(entry.channel, kIoSendDue);
+  }
 }
 
 void Engine::flush_after_callback(StreamSocket& socket) {
@@ -268,6 +274,20 @@ void Engine::flush_gathered() {
   flush_list_.clear();
 }
 
+void Engine::send_what_is_due() {
+  if (backend_->has_sends_due() && !forked() && !closed_) {
+    in_callback_ = false;
+    backend_->send_what_is_due();
+  }
+}
+
+void Engine::send_all_gathered() {
+  flush_gathered();
+  const bool in_callback = std::exchange(in_callback_, false);
+  send_what_is_due();
+  in_callback_ = in_callback;
+}
+
 void Engine::abandon_after_fork() noexcept {
   inbox_->abandon_after_fork();
   backend_->abandon_after_fork();
@@ -294,7 +314,9 @@ int Engine::turn_once() {
   if (!flush_list_.empty()) {
     flush_gathered();  // The turn may wait for an answer to what the caller has written.
   }
-  return turn();
+  const int error = turn();
+  send_what_is_due();
+  return error;
 }
 
 void Engine::drop_ready_callbacks() {

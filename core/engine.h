@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/backend/backend.h"
+#include "core/backend/choice.h"
 #include "core/metrics.h"
 #include "core/net/readiness_watchers.h"
 #include "core/os/clock.h"
@@ -50,7 +51,7 @@ class Host {
 class Engine {
  public:
   // Throws std::system_error or std::bad_alloc.
-  explicit Engine(Host& host);
+  explicit Engine(Host& host, BackendChoice choice = BackendChoice::automatic);
   // For tests: another backend. `inbox` must be the one whose descriptor the backend watches.
   Engine(Host& host, std::unique_ptr<WakeupInbox> inbox, std::unique_ptr<Backend> backend);
   ~Engine();
@@ -116,6 +117,15 @@ class Engine {
   void flush_after_callback(StreamSocket& socket);
   void cancel_flush(StreamSocket& socket) noexcept;
   void flush_gathered();
+  // Whether a small write of this callback is to go out with the next poll, together with others':
+  // where that is cheaper, and not for a callback that is alone in its turn, whose write would only
+  // wait for it to end.
+  [[nodiscard]] bool sends_with_poll() const noexcept {
+    return backend_->batches_sends() && in_callback_ &&
+           (left_in_turn_ != 0 || backend_->has_sends_due());
+  }
+  // Sends everything that was gathered, here and for the next poll.
+  void send_all_gathered();
 
   // Drops every callback, timer and watcher and refuses posts. What the drops run sees an empty,
   // closed engine. Streams and listeners are detached by their owners.
@@ -142,6 +152,7 @@ class Engine {
   void run_ready();
   void run_entry(const ReadyEntry& entry);
   void run_io(const ReadyEntry& entry);
+  void send_what_is_due();
 
   Host& host_;
   std::unique_ptr<WakeupInbox> inbox_;
@@ -155,6 +166,7 @@ class Engine {
   Counter callback_serial_{1};
   std::atomic<bool> busy_{false};
   std::uint32_t busy_turns_ = 0;  // Since the last wait.
+  std::size_t left_in_turn_ = 0;  // Callbacks of this turn behind the one that runs.
   const std::uint32_t fork_generation_ = os::fork_generation();
   bool in_callback_ = false;
   bool stopping_ = false;

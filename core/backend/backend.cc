@@ -1,6 +1,7 @@
 #include "core/backend/backend.h"
 
 #include <cassert>
+#include <utility>
 
 namespace cpploop {
 
@@ -177,7 +178,29 @@ void Backend::dispatch(ChannelId id, std::uint32_t io_events) {
         break;
     }
   }
+  if ((io_events & kIoSendDue) != 0 && find(id) != nullptr) {
+    static_cast<StreamSink*>(sink)->on_send_due();
+  }
   sink->release();
+}
+
+void Backend::send_with_poll(Channel& channel) {
+  assert(channel.kind == Channel::Kind::stream);
+  if (!channel.send_due) {
+    sends_.push_back(channel.id);
+    channel.send_due = true;
+  }
+}
+
+void Backend::send_what_is_due() {
+  // What runs here may write elsewhere; outside of callbacks that goes out at once.
+  std::vector<ChannelId> due = std::exchange(sends_, {});
+  for (const ChannelId id : due) {
+    if (Channel* channel = find(id); channel != nullptr) {
+      channel->send_due = false;
+      dispatch(id, kIoSendDue);
+    }
+  }
 }
 
 void Backend::finish_connect(Channel& channel) {

@@ -23,6 +23,8 @@ namespace cpploop {
 enum IoEvents : std::uint32_t {
   kIoReadable = 1U << 0,
   kIoWritable = 1U << 1,
+  // Bytes that were to go out with the poll are still there: send them now.
+  kIoSendDue = 1U << 2,
 };
 
 // The bits of Channel::wanted.
@@ -55,6 +57,16 @@ class StreamSink : public Sink {
   virtual void on_received(IoResult result) = 0;
   // The kernel takes bytes again after a send() that could not take all.
   virtual void on_send_ready() = 0;
+
+  // Only after send_with_poll(). What is to go out with the poll, in parts put into `room`; the
+  // bytes stay where they are until on_sent(), which comes before anything else can run.
+  [[nodiscard]] virtual std::span<const iovec> parts_to_send(std::span<iovec> /*room*/) noexcept {
+    return {};
+  }
+  // What became of them. Runs no user code; true asks for on_send_due() as a callback.
+  [[nodiscard]] virtual bool on_sent(IoResult /*result*/) noexcept { return false; }
+  // The bytes did not go out with a poll, not all of them: send them now.
+  virtual void on_send_due() {}
 
  protected:
   ~StreamSink() = default;
@@ -109,6 +121,7 @@ struct Channel {
   std::uint8_t wanted = 0;      // What the owner asked for (Wanted bits).
   std::uint8_t registered = 0;  // What the kernel has been told; the backend's own.
   bool dirty = false;           // In the backend's list of changes to tell; the backend's own.
+  bool send_due = false;        // In the list of sends of the next poll; the backend's own.
   // Accepts at most per delivery; datagrams at most per system call.
   std::uint16_t batch = 0;
   ChannelId id{};
@@ -143,6 +156,19 @@ class Backend {
   void stop_receive(Channel& channel) noexcept;
   // Sends now what the kernel takes now. EAGAIN: nothing was taken.
   [[nodiscard]] virtual IoResult send(Channel& channel, std::span<const iovec> parts) noexcept = 0;
+  // True where a send costs less when it goes out with the next poll than when it is made at once.
+  [[nodiscard]] bool batches_sends() const noexcept { return batches_sends_; }
+  // Sends with the next poll what the sink's parts_to_send() says then. Throws std::bad_alloc.
+  void send_with_poll(Channel& channel);
+  [[nodiscard]] bool has_sends_due() const noexcept { return !sends_.empty(); }
+  // No poll follows: sends now what was to go out with it. Runs user code, as a callback does.
+  void send_what_is_due();
+  // Right after a wait, before anything else runs: tells the sinks what became of their sends.
+  void settle_sends() noexcept {
+    if (sends_out_ != 0) {
+      finish_sends();
+    }
+  }
   // Sends one datagram now, to the connected peer when `to` is null. EAGAIN: it was not taken.
   [[nodiscard]] virtual IoResult send_datagram(Channel& channel, const void* data, std::size_t size,
                                                const os::SocketAddress* to) noexcept = 0;
@@ -190,8 +216,10 @@ class Backend {
     }
   }
 
-  // True while something besides the wake-up descriptor is registered.
-  [[nodiscard]] bool has_channels() const noexcept { return watched_ != 0; }
+  // True while there is something for a poll to do besides the wake-up descriptor.
+  [[nodiscard]] bool has_channels() const noexcept {
+    return watched_ != 0 || !sends_.empty() || !unsent_.empty();
+  }
   [[nodiscard]] std::size_t attached_count() const noexcept { return attached_; }
 
   // In a forked child: the kernel objects are the parent's as well and must not be edited; only
@@ -209,6 +237,7 @@ class Backend {
   virtual void receive_datagrams(Channel& channel) = 0;
   virtual void accept(Channel& channel) = 0;
   virtual void finish_connect(Channel& channel);
+  virtual void finish_sends() noexcept {}
 
   [[nodiscard]] Channel* find(ChannelId id) const noexcept {
     if (id.slot >= slots_.size()) {
@@ -221,6 +250,10 @@ class Backend {
 
   std::uint64_t polls_ = 1;  // The serial number of the newest poll.
   bool abandoned_ = false;
+  bool batches_sends_ = false;
+  std::vector<ChannelId> sends_;   // To go out with the next poll. An id may be stale by then.
+  std::vector<ChannelId> unsent_;  // Did not go out whole: on_send_due() is to follow.
+  unsigned sends_out_ = 0;         // Handed to the kernel and not settled yet.
 
  private:
   struct Slot {

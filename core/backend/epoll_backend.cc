@@ -43,7 +43,12 @@ EpollBackend::EpollBackend(int wakeup_fd) : events_(kEventsPerWait) {
     throw std::system_error(created.error, std::generic_category(), "epoll_create1");
   }
   epoll_fd_.reset(static_cast<int>(created.value));
-  const int error = os::epoll_add(epoll_fd_.get(), wakeup_fd, EPOLLIN, kWakeupData);
+  watch_wakeup(wakeup_fd, true);
+}
+
+void EpollBackend::watch_wakeup(int wakeup_fd, bool watched) {
+  const int error = watched ? os::epoll_add(epoll_fd_.get(), wakeup_fd, EPOLLIN, kWakeupData)
+                            : os::epoll_remove(epoll_fd_.get(), wakeup_fd);
   if (error != 0) {
     throw std::system_error(error, std::generic_category(), "epoll_ctl");
   }
@@ -94,8 +99,7 @@ void EpollBackend::note_change(Channel& channel) noexcept {
 }
 
 int EpollBackend::change_now(Channel& channel) noexcept {
-  if (abandoned_ || generation_ != os::fork_generation() ||
-      (channel.wanted == 0 && channel.registered == 0)) {
+  if (hands_off() || (channel.wanted == 0 && channel.registered == 0)) {
     return 0;
   }
   const std::uint32_t mask = epoll_mask(channel.wanted);

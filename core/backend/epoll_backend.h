@@ -13,7 +13,7 @@ namespace cpploop {
 
 // epoll, level-triggered: a send is tried before anything is armed, and what a stream wants is told
 // to the kernel once per poll, so that pausing and resuming within a turn costs no system call.
-class EpollBackend final : public Backend {
+class EpollBackend : public Backend {
  public:
   // `wakeup_fd` is watched for the life of the backend; it stays the caller's. Throws
   // std::system_error when the kernel has no epoll to give.
@@ -32,7 +32,7 @@ class EpollBackend final : public Backend {
   void apply_changes() override;
   void close() noexcept override;
 
- private:
+ protected:
   void note_change(Channel& channel) noexcept override;
   [[nodiscard]] int change_now(Channel& channel) noexcept override;
   void forget(Channel& channel) noexcept override;
@@ -40,6 +40,18 @@ class EpollBackend final : public Backend {
   void receive_datagrams(Channel& channel) override;
   void accept(Channel& channel) override;
 
+  [[nodiscard]] int set_fd() const noexcept { return epoll_fd_.get(); }
+  // Whether the set itself reports the wake-up descriptor, or whoever derives from this does.
+  void watch_wakeup(int wakeup_fd, bool watched);
+  [[nodiscard]] bool has_refused() const noexcept { return !failed_.empty(); }
+  // True in a forked child and after close(): the kernel's set is not to be touched.
+  [[nodiscard]] bool hands_off() const noexcept {
+    return abandoned_ || generation_ != os::fork_generation();
+  }
+
+  bool woken_ = false;
+
+ private:
   [[nodiscard]] int remove_now(const Channel& channel) noexcept;
   void note_holder(const Channel& channel) noexcept;
   [[nodiscard]] std::int64_t limit_by_refusals(std::int64_t timeout_ns) const noexcept;
@@ -54,7 +66,6 @@ class EpollBackend final : public Backend {
   std::vector<epoll_event> events_;
   int event_count_ = 0;
   std::unique_ptr<os::DatagramBatch> batch_;  // Made for the first datagram.
-  bool woken_ = false;
   // Channels whose wishes changed since the last poll. An id may be stale by then.
   std::vector<ChannelId> dirty_;
   // By number, the channel that the kernel knows it under. A file that was closed behind the back

@@ -2,8 +2,10 @@
 
 #include <array>
 #include <cassert>
+#include <cerrno>
 #include <climits>
 #include <new>
+#include <utility>
 
 #include "core/engine.h"
 
@@ -110,7 +112,7 @@ bool StreamSocket::sends_at_once() noexcept {
 }
 
 std::size_t StreamSocket::begin_write(const void* data, std::size_t size) {
-  if (!sends_at_once()) {
+  if (!sends_at_once() || (size <= kSendWithPollMax && engine_.sends_with_poll())) {
     return 0;
   }
   const iovec part{const_cast<void*>(data), size};
@@ -144,7 +146,11 @@ void StreamSocket::end_write() {
     flush();
   } else if (!in_flush_list_) {
     try {
-      engine_.flush_after_callback(*this);
+      if (engine_.sends_with_poll()) {
+        engine_.backend().send_with_poll(channel_);
+      } else {
+        engine_.flush_after_callback(*this);
+      }
     } catch (const std::bad_alloc&) {
       flush();  // No memory to put it off.
     }
@@ -219,6 +225,32 @@ void StreamSocket::on_send_ready() {
   } else if (eof_) {
     (void)os::shutdown_write(fd_.get());
   }
+}
+
+std::span<const iovec> StreamSocket::parts_to_send(std::span<iovec> room) noexcept {
+  return blocked_ || lost_count_ != 0 ? std::span<const iovec>() : queue_.gather(room);
+}
+
+bool StreamSocket::on_sent(IoResult result) noexcept {
+  if (result.ok()) {
+    const auto sent = std::min(static_cast<std::size_t>(result.value), queue_.size_bytes());
+    queue_.advance(sent, [this](WriteQueue::Owner owner) { events_.drop_owner(owner); });
+    return !queue_.empty();
+  }
+  if (!result.would_block() && result.error != EINTR) {
+    drop_queue();
+    send_error_ = result.error;
+  }
+  return true;
+}
+
+void StreamSocket::on_send_due() {
+  if (const int error = std::exchange(send_error_, 0); error != 0 && lost_count_ == 0) {
+    drop_queue();  // What was written after the failure and before it was known.
+    events_.on_send_error(error);
+    return;
+  }
+  flush();
 }
 
 void StreamSocket::retry_send() {

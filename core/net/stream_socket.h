@@ -110,6 +110,8 @@ class StreamSocket final : private StreamSink {
 
   static constexpr std::size_t kReceiveSizeMin = 16 * 1024;
   static constexpr std::size_t kReceiveSizeMax = 256 * 1024;
+  // Larger writes go out at once: the system call is little against the copying then.
+  static constexpr std::size_t kSendWithPollMax = 16 * 1024;
   // A habit is believed after it was seen this often in a row.
   static constexpr std::uint8_t kHabitLearned = 2;
 
@@ -118,6 +120,9 @@ class StreamSocket final : private StreamSink {
   [[nodiscard]] ReceiveBuffer receive_buffer() override;
   void on_received(IoResult result) override;
   void on_send_ready() override;
+  [[nodiscard]] std::span<const iovec> parts_to_send(std::span<iovec> room) noexcept override;
+  [[nodiscard]] bool on_sent(IoResult result) noexcept override;
+  void on_send_due() override;
 
   // True for the first write of the current callback; keeps the habit's record.
   [[nodiscard]] bool note_write() noexcept;
@@ -142,6 +147,7 @@ class StreamSocket final : private StreamSink {
   std::uint64_t last_write_callback_ = 0;
   std::uint32_t writes_in_callback_ = 0;
   std::uint32_t lost_count_ = 0;
+  int send_error_ = 0;  // Of a send that went out with a poll, until the owner is told.
   std::uint8_t habit_ = 0;
   std::uint8_t small_reads_ = 0;
   bool closing_ = false;

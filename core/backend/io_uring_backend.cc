@@ -1,0 +1,886 @@
+#include "core/backend/io_uring_backend.h"
+
+#include <algorithm>
+#include <cassert>
+#include <cerrno>
+#include <cstring>
+#include <new>
+#include <utility>
+
+namespace cpploop {
+namespace {
+
+// A receive that fills whole buffers so often in a row is one of a large transfer, and so many
+// small ones in a row end it.
+constexpr std::uint8_t kFullBuffersForPoll = 2;
+constexpr std::uint8_t kSmallReadsForRing = 8;
+
+// Above the slots that the vector of a process can ever have.
+constexpr unsigned kOpShift = 28;
+constexpr std::uint32_t kSlotMask = (1U << kOpShift) - 1;
+constexpr ChannelId kNobody{kSlotMask, 0};
+
+[[nodiscard]] constexpr std::uint8_t bit(auto op) noexcept {
+  return static_cast<std::uint8_t>(1U << static_cast<unsigned>(op));
+}
+
+[[nodiscard]] std::uint64_t pack(ChannelId id, auto op) noexcept {
+  return (static_cast<std::uint64_t>(id.generation) << 32) |
+         (static_cast<std::uint64_t>(op) << kOpShift) | (id.slot & kSlotMask);
+}
+
+[[nodiscard]] ChannelId channel_of(std::uint64_t user_data) noexcept {
+  return {static_cast<std::uint32_t>(user_data) & kSlotMask,
+          static_cast<std::uint32_t>(user_data >> 32)};
+}
+
+[[nodiscard]] unsigned op_of(std::uint64_t user_data) noexcept {
+  return (static_cast<std::uint32_t>(user_data) >> kOpShift) & 0xFU;
+}
+
+}  // namespace
+
+// ---- life ----
+
+std::unique_ptr<IoUringBackend> IoUringBackend::open(int wakeup_fd, os::IoRing::Refusal& refusal) {
+  std::unique_ptr<os::IoRing> ring = os::IoRing::open(refusal);
+  if (ring == nullptr) {
+    return nullptr;
+  }
+  return std::unique_ptr<IoUringBackend>(new IoUringBackend(wakeup_fd, std::move(ring)));
+}
+
+IoUringBackend::IoUringBackend(int wakeup_fd, std::unique_ptr<os::IoRing> ring)
+    : EpollBackend(wakeup_fd),
+      wakeup_fd_(wakeup_fd),
+      ring_(std::move(ring)),
+      messages_(kSendsPerPoll),
+      parts_(kPartsPerPoll) {
+  watch_wakeup(wakeup_fd, false);  // The ring's to watch, which saves a look into the set.
+  batches_sends_ = true;
+}
+
+IoUringBackend::~IoUringBackend() { close(); }
+
+void IoUringBackend::close() noexcept {
+  if (ring_ != nullptr && !hands_off() && on_own_thread() && ring_->cancel_all(pack(kNobody, Op::cancel))) {
+    // A ring that a forked child has inherited lives on, and with it what is under way.
+    constexpr int kTries = 100;
+    constexpr std::int64_t kPatienceNs = 1'000'000;
+    (void)ring_->submit();
+    for (int i = 0; i < kTries && under_way_ != 0; ++i) {
+      if (ring_->ready() == 0) {
+        (void)ring_->submit_and_wait(1, kPatienceNs);
+      }
+      absorb();
+    }
+  }
+  ring_.reset();
+  lines_.clear();
+  found_.clear();
+  again_.clear();
+  batches_sends_ = false;
+  EpollBackend::close();
+}
+
+// Everything that the old ring has reported is taken over; what it had under way ends with it.
+void IoUringBackend::leave_ring() noexcept {
+  absorb();
+  for (Line& line : lines_) {
+    keep_bytes(line);
+    line.armed = 0;
+    line.cancelled = 0;
+  }
+  ring_.reset();
+  under_way_ = 0;
+  wake_armed_ = false;
+  set_armed_ = false;
+  set_ready_ = true;  // Whatever it may have reported: the set is looked into once.
+}
+
+void IoUringBackend::enter_ring() noexcept {
+  os::IoRing::Refusal refusal;
+  thread_ = std::this_thread::get_id();
+  ring_ = os::IoRing::open(refusal);
+  if (ring_ == nullptr) {
+    // epoll serves what the ring did; what was received already is delivered all the same.
+    batches_sends_ = false;
+    set_ready_ = false;
+    unsent_.insert(unsent_.end(), sends_.begin(), sends_.end());
+    sends_.clear();
+    try {
+      watch_wakeup(wakeup_fd_, true);
+    } catch (const std::exception&) {
+      // The set is full or gone: a wake-up is noticed at the next event then.
+    }
+  }
+  for (const Line& line : lines_) {
+    Channel* channel = find(line.id);
+    if (channel == nullptr) {
+      continue;
+    }
+    if (ring_ != nullptr) {
+      mark_dirty(*channel);
+    } else {
+      channel->dirty = false;
+      channel->registered = 0;
+      EpollBackend::note_change(*channel);
+      look_again(*channel);
+    }
+  }
+}
+
+void IoUringBackend::move_to_this_thread() noexcept {
+  leave_ring();
+  enter_ring();
+}
+
+bool IoUringBackend::reads_by_poll(const Channel& channel) const noexcept {
+  return ring_ == nullptr || (channel.id.slot < lines_.size() &&
+                              lines_[channel.id.slot].id == channel.id &&
+                              lines_[channel.id.slot].by_poll);
+}
+
+// ---- what the owners ask for ----
+
+IoUringBackend::Line* IoUringBackend::line_of(const Channel& channel) noexcept {
+  if (channel.id.slot >= lines_.size()) {
+    return nullptr;
+  }
+  Line& line = lines_[channel.id.slot];
+  return line.id == channel.id ? &line : nullptr;
+}
+
+IoUringBackend::Line& IoUringBackend::make_line(const Channel& channel) {
+  if (channel.id.slot >= lines_.size()) {
+    assert(channel.id.slot < kSlotMask);
+    lines_.resize(channel.id.slot + 1);
+  }
+  Line& line = lines_[channel.id.slot];
+  if (line.id != channel.id) {
+    line = Line{};
+    line.id = channel.id;
+  }
+  return line;
+}
+
+void IoUringBackend::mark_dirty(Channel& channel) noexcept {
+  if (channel.dirty) {
+    return;
+  }
+  try {
+    ring_dirty_.push_back(channel.id);
+    channel.dirty = true;
+  } catch (const std::bad_alloc&) {
+    if (Line* line = line_of(channel); line != nullptr) {
+      tell(channel, *line);  // No memory to put it off.
+    }
+  }
+}
+
+void IoUringBackend::note_change(Channel& channel) noexcept {
+  if (!is_mine(channel)) {
+    EpollBackend::note_change(channel);
+    if (ring_ == nullptr && channel.wants(kWantReadable)) {
+      look_again(channel);
+    }
+    return;
+  }
+  if (hands_off()) {
+    return;
+  }
+  try {
+    Line& line = make_line(channel);
+    if (!channel.wants(kWantReadable)) {
+      keep_bytes(line);
+    }
+  } catch (const std::bad_alloc&) {
+    return;  // The table cannot grow; the next change tries again.
+  }
+  mark_dirty(channel);
+}
+
+// At once, because others may close the descriptor or use its number before the next poll.
+int IoUringBackend::change_now(Channel& channel) noexcept {
+  if (!is_mine(channel)) {
+    return EpollBackend::change_now(channel);
+  }
+  if (hands_off()) {
+    return 0;
+  }
+  note_change(channel);
+  Line* line = line_of(channel);
+  if (line == nullptr) {
+    return channel.wanted == 0 ? 0 : ENOMEM;
+  }
+  if (!on_own_thread() || waiting_) {
+    return 0;
+  }
+  tell(channel, *line);
+  if (!channel.wants(kWantReadable)) {
+    cancel(*line, Op::poll_in);
+    cancel(*line, Op::accept);
+  }
+  if (!channel.wants(kWantWritable)) {
+    cancel(*line, Op::poll_out);
+  }
+  if (ring_->unsubmitted() != 0) {
+    (void)ring_->submit();
+  }
+  return 0;
+}
+
+void IoUringBackend::forget(Channel& channel) noexcept {
+  if (channel.kind == Channel::Kind::readiness || ring_ == nullptr) {
+    EpollBackend::forget(channel);
+  }
+  Line* line = line_of(channel);
+  if (line == nullptr) {
+    return;
+  }
+  if (ring_ != nullptr && !hands_off()) {
+    // The operations hold the file open: they have to be over before the owner closes it.
+    if (line->armed == 0) {
+      // Nothing is under way.
+    } else if (on_own_thread()) {
+      cancel_all(*line);
+      (void)ring_->submit();
+    } else if (waiting_) {
+      orphan(*line);
+    } else {
+      leave_ring();
+      enter_ring();
+    }
+  }
+  drop_pending(*line);
+  *line = Line{};
+}
+
+// ---- telling the kernel ----
+
+void IoUringBackend::make_room() noexcept { (void)ring_->submit(); }
+
+void IoUringBackend::arm(const Channel& channel, Line& line, Op op) noexcept {
+  if ((line.armed & bit(op)) != 0) {
+    return;  // Under way already, or being cancelled: its end makes the channel dirty again.
+  }
+  const std::uint64_t user_data = pack(channel.id, op);
+  const auto prepare = [&]() -> bool {
+    switch (op) {
+      case Op::poll_in:
+        return ring_->poll(channel.fd, true, user_data);
+      case Op::poll_out:
+        return ring_->poll(channel.fd, false, user_data);
+      case Op::receive:
+        return ring_->receive_many(channel.fd, user_data);
+      default:
+        return ring_->accept_many(channel.fd, user_data);
+    }
+  };
+  bool prepared = prepare();
+  if (!prepared) {
+    make_room();
+    prepared = prepare();
+  }
+  if (prepared) {
+    line.armed |= bit(op);
+    ++under_way_;
+  }
+}
+
+void IoUringBackend::cancel(Line& line, Op op) noexcept {
+  if ((line.armed & bit(op)) == 0 || (line.cancelled & bit(op)) != 0) {
+    return;
+  }
+  const std::uint64_t target = pack(line.id, op);
+  if (!ring_->cancel(target, pack(kNobody, Op::cancel))) {
+    make_room();
+    if (!ring_->cancel(target, pack(kNobody, Op::cancel))) {
+      return;
+    }
+  }
+  line.cancelled |= bit(op);
+}
+
+void IoUringBackend::cancel_all(Line& line) noexcept {
+  for (const Op op : {Op::poll_in, Op::poll_out, Op::receive, Op::accept}) {
+    cancel(line, op);
+  }
+}
+
+void IoUringBackend::orphan(const Line& line) noexcept {
+  for (const Op op : {Op::poll_in, Op::poll_out, Op::receive, Op::accept}) {
+    if ((line.armed & bit(op)) != 0) {
+      try {
+        orphans_.push_back(pack(line.id, op));
+      } catch (const std::bad_alloc&) {
+        return;  // It ends with its peer, or with the ring.
+      }
+    }
+  }
+}
+
+void IoUringBackend::tell(Channel& channel, Line& line) noexcept {
+  const bool readable = channel.wants(kWantReadable);
+  if (readable && line.pending()) {
+    look_again(channel);
+  }
+  switch (channel.kind) {
+    case Channel::Kind::stream:
+      tell_receive(channel, line);
+      break;
+    case Channel::Kind::accept:
+      if (!readable) {
+        cancel(line, Op::accept);
+      } else if (!line.pending()) {
+        arm(channel, line, line.by_poll ? Op::poll_in : Op::accept);
+      }
+      break;
+    default:
+      if (readable) {
+        arm(channel, line, Op::poll_in);
+      }
+      break;
+  }
+  // A poll that nobody waits for any more reports once at most and is left alone.
+  if (channel.wants(kWantWritable)) {
+    arm(channel, line, Op::poll_out);
+  }
+  channel.registered = channel.wanted;
+}
+
+void IoUringBackend::tell_receive(Channel& channel, Line& line) noexcept {
+  const bool readable = channel.wants(kWantReadable);
+  if (!readable || line.by_poll) {
+    cancel(line, Op::receive);
+  }
+  if (!readable || line.pending()) {
+    return;
+  }
+  if (!line.by_poll) {
+    arm(channel, line, Op::receive);
+  } else if ((line.armed & bit(Op::receive)) == 0) {
+    arm(channel, line, Op::poll_in);
+  }
+}
+
+void IoUringBackend::arm_own_polls() noexcept {
+  if (!wake_armed_) {
+    wake_armed_ = ring_->poll(wakeup_fd_, true, pack(kNobody, Op::wake));
+  }
+  if (!set_armed_) {
+    set_armed_ = ring_->poll(set_fd(), true, pack(kNobody, Op::set));
+  }
+}
+
+void IoUringBackend::apply_changes() {
+  EpollBackend::apply_changes();
+  if (ring_ == nullptr || hands_off()) {
+    return;
+  }
+  if (!on_own_thread()) {
+    move_to_this_thread();
+    if (ring_ == nullptr) {
+      EpollBackend::apply_changes();
+      return;
+    }
+  }
+  arm_own_polls();
+  for (const std::uint64_t orphan : orphans_) {
+    (void)ring_->cancel(orphan, pack(kNobody, Op::cancel));
+  }
+  orphans_.clear();
+  // No push_back() comes in between: what is armed here is marked by its completion.
+  for (const ChannelId id : ring_dirty_) {
+    Channel* channel = find(id);
+    if (channel == nullptr || !channel->dirty) {
+      continue;
+    }
+    channel->dirty = false;
+    if (Line* line = line_of(*channel); line != nullptr) {
+      tell(*channel, *line);
+    }
+  }
+  ring_dirty_.clear();
+  prepare_sends();
+}
+
+// ---- sends that go out with the poll ----
+
+bool IoUringBackend::prepare_send(Channel& channel) noexcept {
+  const std::span<iovec> room = std::span(parts_).subspan(parts_used_);
+  if (room.empty() || sends_out_ == kSendsPerPoll) {
+    return false;
+  }
+  const std::span<const iovec> parts =
+      static_cast<StreamSink*>(channel.sink)->parts_to_send(room);
+  if (parts.empty()) {
+    return true;
+  }
+  const std::uint64_t user_data = pack({sends_out_, 0}, Op::send);
+  const auto prepare = [&] {
+    if (parts.size() == 1) {
+      return ring_->send(channel.fd, parts[0].iov_base, parts[0].iov_len, user_data);
+    }
+    msghdr& message = messages_[sends_out_];
+    message = msghdr{};
+    message.msg_iov = const_cast<iovec*>(parts.data());
+    message.msg_iovlen = parts.size();
+    return ring_->send_message(channel.fd, &message, user_data);
+  };
+  if (!prepare()) {
+    make_room();
+    if (!prepare()) {
+      return false;
+    }
+  }
+  outgoing_[sends_out_++] = {channel.id, false, 0};
+  parts_used_ += parts.size();
+  return true;
+}
+
+void IoUringBackend::prepare_sends() noexcept {
+  parts_used_ = 0;
+  std::size_t done = 0;
+  for (; done < sends_.size(); ++done) {
+    Channel* channel = find(sends_[done]);
+    if (channel == nullptr || !channel->send_due) {
+      continue;
+    }
+    if (!prepare_send(*channel)) {
+      break;
+    }
+    channel->send_due = false;
+  }
+  // What is left goes out with the next poll, which will not wait.
+  sends_.erase(sends_.begin(), sends_.begin() + static_cast<std::ptrdiff_t>(done));
+}
+
+void IoUringBackend::finish_sends() noexcept {
+  const auto settled = [this] {
+    return std::all_of(outgoing_.begin(), outgoing_.begin() + sends_out_,
+                       [](const OutgoingSend& send) { return send.settled; });
+  };
+  absorb();
+  // A send ends in the call that submits it; its completion may be behind others that found the
+  // queue full.
+  constexpr int kTries = 8;
+  for (int i = 0; i < kTries && !settled(); ++i) {
+    (void)ring_->submit();
+    absorb();
+  }
+  // Never seen: the kernel takes no submissions. Those that it took without a word are not sent
+  // again.
+  const std::int32_t unknown = ring_->unsubmitted() != 0 ? -EAGAIN : -EIO;
+  const unsigned count = std::exchange(sends_out_, 0);
+  for (unsigned i = 0; i < count; ++i) {
+    const std::int32_t result = outgoing_[i].settled ? outgoing_[i].result : unknown;
+    Channel* channel = find(outgoing_[i].id);
+    if (channel == nullptr ||
+        !static_cast<StreamSink*>(channel->sink)
+             ->on_sent(result < 0 ? IoResult::failure(-result) : IoResult::success(result))) {
+      continue;
+    }
+    try {
+      unsent_.push_back(outgoing_[i].id);
+    } catch (const std::bad_alloc&) {
+      want_send_ready(*channel);  // Reported by the kernel instead, when there is room.
+    }
+  }
+  if (ring_->unsubmitted() != 0) {
+    move_to_this_thread();  // Nothing may be submitted later that points to memory of now.
+  }
+}
+
+// ---- waiting ----
+
+IoResult IoUringBackend::wait(std::int64_t timeout_ns) {
+  if (ring_ == nullptr) {
+    return EpollBackend::wait(again_.empty() && !set_ready_ ? timeout_ns : 0);
+  }
+  woken_ = false;
+  ++polls_;
+  arm_own_polls();
+  if (!again_.empty() || !sends_.empty() || !unsent_.empty() || set_ready_ || has_refused()) {
+    timeout_ns = 0;
+  }
+  IoResult result = IoResult::success(0);
+  if (timeout_ns != 0) {
+    waiting_ = true;
+    result = ring_->submit_and_wait(sends_out_ + 1, timeout_ns);
+    waiting_ = false;
+  } else if (ring_->unsubmitted() != 0 || ring_->has_news()) {
+    result = ring_->submit();
+  }
+  // What the kernel left in the queue would be read after its memory is gone.
+  for (int i = 0; i < 3 && ring_->unsubmitted() != 0; ++i) {
+    (void)ring_->submit();
+  }
+  return result;
+}
+
+void IoUringBackend::collect(ReadyQueue& ready) {
+  if (ring_ != nullptr) {
+    absorb();
+  }
+  for (const ChannelId id : again_) {
+    Channel* channel = find(id);
+    Line* line = channel == nullptr ? nullptr : line_of(*channel);
+    if (line != nullptr && line->pending()) {
+      came(*channel, *line, kIoReadable);
+    }
+  }
+  again_.clear();
+  ready.reserve(found_.size() + unsent_.size());
+  for (const ReadyEntry& entry : found_) {
+    ready.push(entry);
+  }
+  found_.clear();
+  for (const ChannelId id : unsent_) {
+    ready.push(ReadyEntry::of_io(id, kIoSendDue));
+  }
+  unsent_.clear();
+  const bool woken = woken_;
+  if (ring_ == nullptr) {
+    EpollBackend::collect(ready);
+  } else if (std::exchange(set_ready_, false) || has_refused()) {
+    (void)EpollBackend::wait(0);
+    EpollBackend::collect(ready);
+  }
+  woken_ = woken_ || woken;
+}
+
+// ---- what completed ----
+
+void IoUringBackend::absorb() noexcept {
+  const unsigned count = ring_->ready();
+  for (unsigned i = 0; i < count; ++i) {
+    take(ring_->at(i));
+  }
+  ring_->consume(count);
+}
+
+void IoUringBackend::take(const os::RingCompletion& completion) noexcept {
+  const auto op = static_cast<Op>(op_of(completion.user_data));
+  switch (op) {
+    case Op::wake:
+      wake_armed_ = false;
+      woken_ = true;
+      return;
+    case Op::set:
+      set_armed_ = false;
+      set_ready_ = true;
+      return;
+    case Op::send: {
+      OutgoingSend& send = outgoing_[channel_of(completion.user_data).slot];
+      send.settled = true;
+      send.result = completion.result;
+      return;
+    }
+    case Op::cancel:  // What was cancelled reports for itself.
+      return;
+    default:
+      break;
+  }
+  Channel* channel = find(channel_of(completion.user_data));
+  Line* line = channel == nullptr ? nullptr : line_of(*channel);
+  if (!completion.more) {
+    --under_way_;
+    if (line != nullptr) {
+      line->armed &= static_cast<std::uint8_t>(~bit(op));
+      line->cancelled &= static_cast<std::uint8_t>(~bit(op));
+      mark_dirty(*channel);
+    }
+  }
+  if (op == Op::receive) {
+    take_received(line == nullptr ? nullptr : channel, completion);
+  } else if (op == Op::accept) {
+    take_accepted(line == nullptr ? nullptr : channel, completion);
+  } else if (line != nullptr && completion.result != -ECANCELED) {
+    came(*channel, *line, op == Op::poll_in ? kIoReadable : kIoWritable);
+  }
+}
+
+void IoUringBackend::came(Channel& channel, Line& line, std::uint32_t io_events) noexcept {
+  if (io_events == kIoReadable) {
+    if (line.told_in == polls_) {
+      return;
+    }
+    line.told_in = polls_;
+  }
+  try {
+    found_.push_back(ReadyEntry::of_io(channel.id, io_events));
+  } catch (const std::bad_alloc&) {
+    line.told_in = 0;
+    mark_dirty(channel);  // Found again by the next poll.
+  }
+}
+
+void IoUringBackend::take_received(Channel* channel,
+                                   const os::RingCompletion& completion) noexcept {
+  if (channel == nullptr) {
+    if (completion.has_buffer) {
+      ring_->give_back(completion.buffer);
+    }
+    return;
+  }
+  Line& line = *line_of(*channel);
+  if (completion.result > 0) {
+    const auto size = static_cast<std::uint16_t>(completion.result);
+    next_[completion.buffer] = kNoBuffer;
+    filled_[completion.buffer] = size;
+    if (line.first == kNoBuffer) {
+      line.first = completion.buffer;
+      line.offset = 0;
+    } else {
+      next_[line.last] = completion.buffer;
+    }
+    line.last = completion.buffer;
+    line.run_length = size < os::IoRing::kBufferSize
+                          ? std::uint8_t{0}
+                          : static_cast<std::uint8_t>(line.run_length + 1);
+    if (line.run_length >= kFullBuffersForPoll && !line.by_poll) {
+      line.by_poll = true;
+      line.run_length = 0;
+      mark_dirty(*channel);
+    }
+    if (!channel->wants(kWantReadable)) {
+      keep_bytes(line);
+    }
+  } else {
+    if (completion.has_buffer) {
+      ring_->give_back(completion.buffer);
+    }
+    switch (-completion.result) {
+      case ECANCELED:
+      case ENOBUFS:  // Others have them; given back when they are read.
+      case EAGAIN:
+      case EINTR:
+        return;
+      case EINVAL:
+      case EOPNOTSUPP:
+        line.by_poll = true;  // A kernel or a socket that cannot do it: reading shows what is wrong.
+        return;
+      default:
+        line.end = true;
+        line.error = -completion.result;
+        break;
+    }
+  }
+  came(*channel, line, kIoReadable);
+}
+
+void IoUringBackend::take_accepted(Channel* channel,
+                                   const os::RingCompletion& completion) noexcept {
+  UniqueFd fd(completion.result >= 0 ? completion.result : -1);
+  if (channel == nullptr) {
+    return;  // The listener is gone: so is whoever would have served it.
+  }
+  Line& line = *line_of(*channel);
+  if (fd.get() >= 0) {
+    try {
+      if (line.kept == nullptr) {
+        line.kept = std::make_unique<Kept>();
+      }
+      line.kept->accepted.insert(line.kept->accepted.begin(), std::move(fd));
+    } catch (const std::bad_alloc&) {
+      line.end = true;
+      line.error = ENOMEM;
+    }
+  } else {
+    switch (-completion.result) {
+      case ECANCELED:
+      case ECONNABORTED:
+      case EAGAIN:
+      case EINTR:
+        return;
+      case EINVAL:
+      case EOPNOTSUPP:
+        line.by_poll = true;
+        return;
+      default:
+        line.end = true;
+        line.error = -completion.result;
+        break;
+    }
+  }
+  came(*channel, line, kIoReadable);
+}
+
+// ---- what is pending for a channel ----
+
+void IoUringBackend::look_again(Channel& channel) noexcept {
+  const Line* line = line_of(channel);
+  if (line == nullptr || !line->pending()) {
+    return;
+  }
+  try {
+    again_.push_back(channel.id);
+  } catch (const std::bad_alloc&) {
+    // With the next change, then, or the next bytes.
+  }
+}
+
+// A stream that is not read must not keep the ring's buffers from others.
+void IoUringBackend::keep_bytes(Line& line) noexcept {
+  if (line.first == kNoBuffer) {
+    return;
+  }
+  try {
+    if (line.kept == nullptr) {
+      line.kept = std::make_unique<Kept>();
+    }
+    while (line.first != kNoBuffer) {
+      const std::uint16_t id = line.first;
+      line.kept->bytes.append(ring_->buffer(id) + line.offset,
+                              static_cast<std::size_t>(filled_[id] - line.offset));
+      line.offset = 0;
+      line.first = next_[id];
+      ring_->give_back(id);
+    }
+  } catch (const std::bad_alloc&) {
+    // They stay where they are.
+  }
+}
+
+std::size_t IoUringBackend::copy_out(Line& line, char* to, std::size_t size) noexcept {
+  std::size_t copied = 0;
+  if (line.kept != nullptr && line.kept->taken < line.kept->bytes.size()) {
+    Kept& kept = *line.kept;
+    copied = std::min(size, kept.bytes.size() - kept.taken);
+    std::memcpy(to, kept.bytes.data() + kept.taken, copied);
+    kept.taken += copied;
+    if (kept.taken == kept.bytes.size()) {
+      std::string().swap(kept.bytes);
+      kept.taken = 0;
+    }
+  }
+  while (line.first != kNoBuffer && copied < size) {
+    const std::uint16_t id = line.first;
+    const std::size_t count =
+        std::min(size - copied, static_cast<std::size_t>(filled_[id] - line.offset));
+    std::memcpy(to + copied, ring_->buffer(id) + line.offset, count);
+    copied += count;
+    line.offset = static_cast<std::uint16_t>(line.offset + count);
+    if (line.offset == filled_[id]) {
+      line.offset = 0;
+      line.first = next_[id];
+      ring_->give_back(id);
+    }
+  }
+  return copied;
+}
+
+void IoUringBackend::drop_pending(Line& line) noexcept {
+  // In a forked child the buffers are the parent's to count.
+  while (line.first != kNoBuffer && ring_ != nullptr && !hands_off()) {
+    const std::uint16_t id = line.first;
+    line.first = next_[id];
+    ring_->give_back(id);
+  }
+  line.kept.reset();
+  line.end = false;
+}
+
+void IoUringBackend::receive(Channel& channel) {
+  const Line* line = line_of(channel);
+  if (line != nullptr && (line->has_bytes() || line->end)) {
+    receive_pending(channel);
+  } else if (line == nullptr || ring_ == nullptr) {
+    EpollBackend::receive(channel);
+  } else if (line->by_poll && (line->armed & bit(Op::receive)) == 0) {
+    receive_by_call(channel);
+  }
+}
+
+void IoUringBackend::receive_pending(Channel& channel) {
+  auto* sink = static_cast<StreamSink*>(channel.sink);
+  const ChannelId id = channel.id;
+  const ReceiveBuffer buffer = sink->receive_buffer();
+  // Making room may have run the user's code, and that may have closed the connection.
+  Channel* still = find(id);
+  Line* line = still == nullptr ? nullptr : line_of(*still);
+  if (buffer.size != 0) {
+    IoResult result = IoResult::failure(EAGAIN);
+    if (line != nullptr && line->has_bytes()) {
+      const std::size_t count = copy_out(*line, static_cast<char*>(buffer.data), buffer.size);
+      result = IoResult::success(static_cast<std::int64_t>(count));
+    } else if (line != nullptr && line->end) {
+      line->end = false;
+      result = line->error == 0 ? IoResult::success(0)
+                                : IoResult::failure(std::exchange(line->error, 0));
+    }
+    sink->on_received(result);
+  }
+  still = find(id);
+  if (still != nullptr && still->wants(kWantReadable)) {
+    note_change(*still);  // What is left comes with the next poll.
+  }
+}
+
+void IoUringBackend::receive_by_call(Channel& channel) {
+  auto* sink = static_cast<StreamSink*>(channel.sink);
+  const int fd = channel.fd;
+  const ChannelId id = channel.id;
+  const ReceiveBuffer buffer = sink->receive_buffer();
+  if (buffer.size == 0) {
+    return;
+  }
+  Channel* still = find(id);
+  if (still == nullptr) {
+    sink->on_received(IoResult::failure(EAGAIN));
+    return;
+  }
+  const IoResult result = os::receive(fd, buffer.data, buffer.size);
+  if (Line* line = line_of(*still); line != nullptr && result.ok()) {
+    const bool small = result.value < static_cast<std::int64_t>(os::IoRing::kBufferSize);
+    line->run_length = small ? static_cast<std::uint8_t>(line->run_length + 1) : std::uint8_t{0};
+    if (line->run_length >= kSmallReadsForRing) {
+      line->by_poll = false;
+      line->run_length = 0;
+    }
+  }
+  sink->on_received(result);
+}
+
+void IoUringBackend::accept(Channel& channel) {
+  const Line* first_look = line_of(channel);
+  if (first_look == nullptr || !(first_look->has_connections() || first_look->end)) {
+    if (first_look == nullptr || first_look->by_poll || ring_ == nullptr) {
+      EpollBackend::accept(channel);
+    }
+    return;
+  }
+  auto* sink = static_cast<AcceptSink*>(channel.sink);
+  const ChannelId id = channel.id;
+  Channel* still = &channel;
+  for (int i = channel.batch; i > 0 && still != nullptr; --i) {
+    Line* line = line_of(*still);
+    if (line == nullptr || !line->has_connections()) {
+      break;
+    }
+    UniqueFd fd = std::move(line->kept->accepted.back());
+    line->kept->accepted.pop_back();
+    os::SocketAddress peer;
+    if (!os::peer_address(fd.get(), peer).ok()) {
+      continue;  // Reset meanwhile: accept() would have said ECONNABORTED.
+    }
+    const bool more = sink->on_accepted(std::move(fd), peer);
+    still = find(id);
+    if (!more) {
+      break;
+    }
+  }
+  still = find(id);
+  Line* line = still == nullptr ? nullptr : line_of(*still);
+  if (line != nullptr && !line->has_connections() && line->end) {
+    line->end = false;
+    sink->on_accept_error(std::exchange(line->error, 0));
+    still = find(id);
+  }
+  if (still != nullptr && still->wants(kWantReadable)) {
+    note_change(*still);
+  }
+}
+
+}  // namespace cpploop

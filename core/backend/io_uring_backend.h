@@ -1,0 +1,161 @@
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "core/backend/epoll_backend.h"
+#include "core/os/io_ring.h"
+
+namespace cpploop {
+
+// io_uring where it pays, epoll where it is right. Connections receive through one standing
+// operation each, into buffers of the ring; small sends go out with the wait, all in one system
+// call; large transfers and everything else the engine owns are polled by the ring and done by the
+// system calls of the base. Descriptors that somebody else owns (add_reader and add_writer) stay in
+// the base's epoll set, which the ring polls as one: a ring would hold a file open that its owner
+// has closed.
+//
+// An operation carries its channel's generation and slot. Memory that the kernel writes to belongs
+// to the ring, never to a channel, so a channel can go while its operations end. Nothing is
+// submitted from any thread but the one that opened the ring; a loop that moves to another thread
+// gets another ring.
+class IoUringBackend final : public EpollBackend {
+ public:
+  // Null when the kernel refuses a ring. Throws what EpollBackend's constructor throws.
+  [[nodiscard]] static std::unique_ptr<IoUringBackend> open(int wakeup_fd,
+                                                            os::IoRing::Refusal& refusal);
+  ~IoUringBackend() override;
+
+  [[nodiscard]] const char* name() const noexcept override { return "io_uring"; }
+  [[nodiscard]] IoResult wait(std::int64_t timeout_ns) override;
+  void collect(ReadyQueue& ready) override;
+  void apply_changes() override;
+  void close() noexcept override;
+
+  // Whether the connection is read by system calls at present; for tests.
+  [[nodiscard]] bool reads_by_poll(const Channel& channel) const noexcept;
+
+ private:
+  // What an operation is; with the channel's slot and generation it makes the user_data.
+  enum class Op : std::uint8_t { wake, set, poll_in, poll_out, receive, accept, send, cancel };
+  static constexpr std::uint16_t kNoBuffer = UINT16_MAX;
+
+  // Bytes and connections that came while nobody could take them.
+  struct Kept {
+    std::string bytes;
+    std::size_t taken = 0;
+    std::vector<UniqueFd> accepted;  // Newest first.
+  };
+  // What the ring knows of one channel, by its slot.
+  struct Line {
+    ChannelId id{UINT32_MAX, 0};
+    std::uint8_t armed = 0;       // Operations under way, a bit for each Op.
+    std::uint8_t cancelled = 0;  // Those among them that were told to end.
+    bool by_poll = false;        // Received by poll and system call: the transfers are large.
+    bool end = false;            // What comes after the bytes: the end of the stream, or an error.
+    std::uint8_t run_length = 0;  // Receives in a row that speak for the other way.
+    std::uint16_t first = kNoBuffer;
+    std::uint16_t last = kNoBuffer;
+    std::uint16_t offset = 0;  // Of what is left in the first buffer.
+    int error = 0;
+    std::uint64_t told_in = 0;  // The poll that has queued an event for it already.
+    std::unique_ptr<Kept> kept;
+
+    [[nodiscard]] bool has_bytes() const noexcept {
+      return first != kNoBuffer || (kept != nullptr && kept->taken < kept->bytes.size());
+    }
+    [[nodiscard]] bool has_connections() const noexcept {
+      return kept != nullptr && !kept->accepted.empty();
+    }
+    [[nodiscard]] bool pending() const noexcept {
+      return has_bytes() || end || has_connections();
+    }
+  };
+
+  IoUringBackend(int wakeup_fd, std::unique_ptr<os::IoRing> ring);
+
+  void note_change(Channel& channel) noexcept override;
+  [[nodiscard]] int change_now(Channel& channel) noexcept override;
+  void forget(Channel& channel) noexcept override;
+  void receive(Channel& channel) override;
+  void accept(Channel& channel) override;
+  void finish_sends() noexcept override;
+
+  // Whether the ring looks after this channel; the base does otherwise.
+  [[nodiscard]] bool is_mine(const Channel& channel) const noexcept {
+    return ring_ != nullptr && channel.kind != Channel::Kind::readiness;
+  }
+  [[nodiscard]] bool on_own_thread() const noexcept {
+    return thread_ == std::this_thread::get_id();
+  }
+  [[nodiscard]] Line* line_of(const Channel& channel) noexcept;
+  [[nodiscard]] Line& make_line(const Channel& channel);
+  void mark_dirty(Channel& channel) noexcept;
+
+  // Telling the kernel.
+  void tell(Channel& channel, Line& line) noexcept;
+  void tell_receive(Channel& channel, Line& line) noexcept;
+  void arm(const Channel& channel, Line& line, Op op) noexcept;
+  void cancel(Line& line, Op op) noexcept;
+  void cancel_all(Line& line) noexcept;
+  void orphan(const Line& line) noexcept;
+  void make_room() noexcept;
+  void arm_own_polls() noexcept;
+  void prepare_sends() noexcept;
+  [[nodiscard]] bool prepare_send(Channel& channel) noexcept;
+
+  // Hearing from it.
+  void absorb() noexcept;
+  void take(const os::RingCompletion& completion) noexcept;
+  void take_received(Channel* channel, const os::RingCompletion& completion) noexcept;
+  void take_accepted(Channel* channel, const os::RingCompletion& completion) noexcept;
+  void came(Channel& channel, Line& line, std::uint32_t io_events) noexcept;
+  void keep_bytes(Line& line) noexcept;
+  [[nodiscard]] std::size_t copy_out(Line& line, char* to, std::size_t size) noexcept;
+  void drop_pending(Line& line) noexcept;
+  void receive_by_call(Channel& channel);
+  void receive_pending(Channel& channel);
+  void look_again(Channel& channel) noexcept;
+
+  void leave_ring() noexcept;
+  void enter_ring() noexcept;
+  void move_to_this_thread() noexcept;
+
+  const int wakeup_fd_;
+  std::unique_ptr<os::IoRing> ring_;
+  std::thread::id thread_ = std::this_thread::get_id();
+  std::vector<Line> lines_;
+  std::vector<ChannelId> ring_dirty_;
+  // Channels with something pending that no completion will announce.
+  std::vector<ChannelId> again_;
+  // Operations that another thread left behind while this one waited: to be cancelled.
+  std::vector<std::uint64_t> orphans_;
+  // Events found, until collect() queues them.
+  std::vector<ReadyEntry> found_;
+  std::array<std::uint16_t, os::IoRing::kBuffers> next_{};
+  std::array<std::uint16_t, os::IoRing::kBuffers> filled_{};
+  std::size_t under_way_ = 0;  // Operations that have not reported their end.
+  bool waiting_ = false;
+  bool wake_armed_ = false;
+  bool set_armed_ = false;
+  bool set_ready_ = false;
+
+  static constexpr std::size_t kSendsPerPoll = 128;
+  static constexpr std::size_t kPartsPerPoll = 512;
+  struct OutgoingSend {
+    ChannelId id;
+    bool settled;
+    std::int32_t result;
+  };
+  std::array<OutgoingSend, kSendsPerPoll> outgoing_{};
+  std::vector<msghdr> messages_;
+  std::vector<iovec> parts_;
+  std::size_t parts_used_ = 0;
+};
+
+}  // namespace cpploop
