@@ -54,11 +54,11 @@ std::int64_t deadline_ns_from_seconds(double seconds) noexcept {
   return static_cast<double>(deadline) / 1e9 < seconds ? deadline + 1 : deadline;
 }
 
-Loop::Loop(PyObject* self, ModuleState& state)
+Loop::Loop(PyObject* self, ModuleState& state, BackendChoice backend)
     : module_(Ref::borrow(state.module)),
       self_(self),
       state_(state),
-      engine_(static_cast<Host&>(*this)),
+      engine_(static_cast<Host&>(*this), backend),
       fork_generation_(os::fork_generation()) {}
 
 Loop::~Loop() {

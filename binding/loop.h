@@ -41,7 +41,7 @@ struct LoopOverrides {
 class Loop final : private Host, private Clock {
  public:
   // Throws std::system_error or std::bad_alloc.
-  Loop(PyObject* self, ModuleState& state);
+  Loop(PyObject* self, ModuleState& state, BackendChoice backend);
   ~Loop();
   Loop(const Loop&) = delete;
   Loop& operator=(const Loop&) = delete;

@@ -870,9 +870,27 @@ int set_task_factory(PyObject* self, PyObject* value, void*) {
   return 0;
 }
 
+PyObject* get_backend(PyObject* self, void*) {
+  return PyUnicode_FromString(loop_of(self).engine().backend().name());
+}
+
 // ---- life ----
 
-PyObject* loop_new(PyTypeObject* type, PyObject*, PyObject*) {
+// The edge says in the first argument which backend it chose; whatever else there is belongs to a
+// child's __init__().
+[[nodiscard]] BackendChoice backend_choice(PyObject* args) {
+  PyObject* first = PyTuple_GET_SIZE(args) > 0 ? PyTuple_GET_ITEM(args, 0) : nullptr;
+  if (first == nullptr || !PyUnicode_Check(first)) {
+    return BackendChoice::automatic;
+  }
+  if (PyUnicode_CompareWithASCIIString(first, "io_uring") == 0) {
+    return BackendChoice::io_uring;
+  }
+  return PyUnicode_CompareWithASCIIString(first, "epoll") == 0 ? BackendChoice::epoll
+                                                               : BackendChoice::automatic;
+}
+
+PyObject* loop_new(PyTypeObject* type, PyObject* args, PyObject*) {
   return py::guard([&]() -> PyObject* {
     Ref self = Ref::steal(type->tp_alloc(type, 0));
     if (!self) {
@@ -881,7 +899,7 @@ PyObject* loop_new(PyTypeObject* type, PyObject*, PyObject*) {
     auto* object = reinterpret_cast<LoopObject*>(self.get());
     ModuleState* state = module_state_of(type);
     try {
-      new (object->storage) Loop(self.get(), *state);
+      new (object->storage) Loop(self.get(), *state, backend_choice(args));
     } catch (...) {
       // Not by its last reference: a __del__ would find a loop that never was.
       PyObject* half_made = self.release();
@@ -1078,6 +1096,7 @@ PyMethodDef loop_methods[] = {
 };
 
 PyGetSetDef loop_getset[] = {
+    {"_backend", get_backend, nullptr, nullptr, nullptr},
     {"_debug", get_debug_attribute, set_debug_attribute, nullptr, nullptr},
     {"_closed", get_closed, set_closed, nullptr, nullptr},
     {"_timer_cancelled_count", get_timer_cancelled_count, ignore_value, nullptr, nullptr},

@@ -2,8 +2,10 @@
 
 #include "binding/handle.h"
 #include "binding/module_state.h"
+#include "binding/py/guard.h"
 #include "binding/py/ref.h"
 #include "binding/python_socket.h"
+#include "core/backend/choice.h"
 #include "core/os/socket_ops.h"
 
 #ifndef CPPLOOP_VERSION
@@ -74,10 +76,16 @@ PyObject* native_build_info(PyObject*, PyObject*) {
     return nullptr;
   }
   const bool precise = os::wait_precision() == os::WaitPrecision::nanoseconds;
-  return Py_BuildValue("{s:s, s:O, s:s, s:O, s:s, s:s}", "version", CPPLOOP_VERSION, "compiler",
+  return Py_BuildValue("{s:s, s:O, s:s, s:O, s:s}", "version", CPPLOOP_VERSION, "compiler",
                        compiler.get(), "python", PY_VERSION, "free_threaded",
-                       py::kFreeThreaded ? Py_True : Py_False, "backend", "epoll", "timed_wait",
+                       py::kFreeThreaded ? Py_True : Py_False, "timed_wait",
                        precise ? "epoll_pwait2" : "epoll_wait, whole milliseconds");
+}
+
+PyObject* native_io_uring_refusal(PyObject*, PyObject*) {
+  return py::guard([]() -> PyObject* {
+    return PyUnicode_FromString(io_uring_refusal().c_str());
+  });
 }
 
 PyObject* native_process_exits(PyObject*, PyObject*) {
@@ -100,6 +108,8 @@ PyMethodDef process_exits_def = {"_process_exits", native_process_exits, METH_NO
 PyMethodDef module_methods[] = {
     {"build_info", native_build_info, METH_NOARGS,
      "build_info($module, /)\n--\n\nWhat the build is and what it uses in this process."},
+    {"_io_uring_refusal", native_io_uring_refusal, METH_NOARGS,
+     "_io_uring_refusal($module, /)\n--\n\nWhy no ring can be had in this process, or an empty string."},
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -19,7 +19,6 @@ if(CPPLOOP_IO_URING AND CMAKE_HOST_SYSTEM_NAME STREQUAL "Linux")
         params->flags = IORING_SETUP_SUBMIT_ALL | IORING_SETUP_SINGLE_ISSUER |
                         IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG;
         io_uring_prep_recv_multishot(io_uring_get_sqe(ring), 0, nullptr, 0, 0);
-        io_uring_prep_multishot_accept(io_uring_get_sqe(ring), 0, nullptr, nullptr, 0);
         io_uring_prep_cancel64(io_uring_get_sqe(ring), 0, IORING_ASYNC_CANCEL_ANY);
         return io_uring_queue_init_params(8, ring, params) +
                io_uring_register_buf_ring(ring, buffers, 0) +

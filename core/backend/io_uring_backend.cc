@@ -219,7 +219,6 @@ int IoUringBackend::change_now(Channel& channel) noexcept {
   tell(channel, *line);
   if (!channel.wants(kWantReadable)) {
     cancel(*line, Op::poll_in);
-    cancel(*line, Op::accept);
   }
   if (!channel.wants(kWantWritable)) {
     cancel(*line, Op::poll_out);
@@ -266,16 +265,8 @@ void IoUringBackend::arm(const Channel& channel, Line& line, Op op) noexcept {
   }
   const std::uint64_t user_data = pack(channel.id, op);
   const auto prepare = [&]() -> bool {
-    switch (op) {
-      case Op::poll_in:
-        return ring_->poll(channel.fd, true, user_data);
-      case Op::poll_out:
-        return ring_->poll(channel.fd, false, user_data);
-      case Op::receive:
-        return ring_->receive_many(channel.fd, user_data);
-      default:
-        return ring_->accept_many(channel.fd, user_data);
-    }
+    return op == Op::receive ? ring_->receive_many(channel.fd, user_data)
+                             : ring_->poll(channel.fd, op == Op::poll_in, user_data);
   };
   bool prepared = prepare();
   if (!prepared) {
@@ -303,13 +294,13 @@ void IoUringBackend::cancel(Line& line, Op op) noexcept {
 }
 
 void IoUringBackend::cancel_all(Line& line) noexcept {
-  for (const Op op : {Op::poll_in, Op::poll_out, Op::receive, Op::accept}) {
+  for (const Op op : {Op::poll_in, Op::poll_out, Op::receive}) {
     cancel(line, op);
   }
 }
 
 void IoUringBackend::orphan(const Line& line) noexcept {
-  for (const Op op : {Op::poll_in, Op::poll_out, Op::receive, Op::accept}) {
+  for (const Op op : {Op::poll_in, Op::poll_out, Op::receive}) {
     if ((line.armed & bit(op)) != 0) {
       try {
         orphans_.push_back(pack(line.id, op));
@@ -325,22 +316,10 @@ void IoUringBackend::tell(Channel& channel, Line& line) noexcept {
   if (readable && line.pending()) {
     look_again(channel);
   }
-  switch (channel.kind) {
-    case Channel::Kind::stream:
-      tell_receive(channel, line);
-      break;
-    case Channel::Kind::accept:
-      if (!readable) {
-        cancel(line, Op::accept);
-      } else if (!line.pending()) {
-        arm(channel, line, line.by_poll ? Op::poll_in : Op::accept);
-      }
-      break;
-    default:
-      if (readable) {
-        arm(channel, line, Op::poll_in);
-      }
-      break;
+  if (channel.kind == Channel::Kind::stream) {
+    tell_receive(channel, line);
+  } else if (readable) {
+    arm(channel, line, Op::poll_in);
   }
   // A poll that nobody waits for any more reports once at most and is left alone.
   if (channel.wants(kWantWritable)) {
@@ -405,7 +384,21 @@ void IoUringBackend::apply_changes() {
   prepare_sends();
 }
 
-// ---- sends that go out with the poll ----
+// ---- sending ----
+
+IoResult IoUringBackend::send(Channel& channel, std::span<const iovec> parts) noexcept {
+  return with_reason(channel, EpollBackend::send(channel, parts));
+}
+
+// Why a connection broke is told to the first who asks and to nobody after it: here, to a receive.
+IoResult IoUringBackend::with_reason(const Channel& channel, IoResult result) noexcept {
+  if (result.error == EPIPE) {
+    if (const Line* line = line_of(channel); line != nullptr && line->end && line->error != 0) {
+      return IoResult::failure(line->error);
+    }
+  }
+  return result;
+}
 
 bool IoUringBackend::prepare_send(Channel& channel) noexcept {
   const std::span<iovec> room = std::span(parts_).subspan(parts_used_);
@@ -476,9 +469,12 @@ void IoUringBackend::finish_sends() noexcept {
   for (unsigned i = 0; i < count; ++i) {
     const std::int32_t result = outgoing_[i].settled ? outgoing_[i].result : unknown;
     Channel* channel = find(outgoing_[i].id);
-    if (channel == nullptr ||
-        !static_cast<StreamSink*>(channel->sink)
-             ->on_sent(result < 0 ? IoResult::failure(-result) : IoResult::success(result))) {
+    if (channel == nullptr) {
+      continue;
+    }
+    const IoResult outcome = result < 0 ? with_reason(*channel, IoResult::failure(-result))
+                                        : IoResult::success(result);
+    if (!static_cast<StreamSink*>(channel->sink)->on_sent(outcome)) {
       continue;
     }
     try {
@@ -594,24 +590,23 @@ void IoUringBackend::take(const os::RingCompletion& completion) noexcept {
   }
   if (op == Op::receive) {
     take_received(line == nullptr ? nullptr : channel, completion);
-  } else if (op == Op::accept) {
-    take_accepted(line == nullptr ? nullptr : channel, completion);
   } else if (line != nullptr && completion.result != -ECANCELED) {
     came(*channel, *line, op == Op::poll_in ? kIoReadable : kIoWritable);
   }
 }
 
 void IoUringBackend::came(Channel& channel, Line& line, std::uint32_t io_events) noexcept {
-  if (io_events == kIoReadable) {
-    if (line.told_in == polls_) {
-      return;
-    }
-    line.told_in = polls_;
+  // One event for both directions, as epoll has it: reading comes first and learns the reason.
+  if (line.told_in == polls_ && line.told_at < found_.size() &&
+      found_[line.told_at].channel == channel.id) {
+    found_[line.told_at].io_events |= io_events;
+    return;
   }
   try {
     found_.push_back(ReadyEntry::of_io(channel.id, io_events));
+    line.told_in = polls_;
+    line.told_at = static_cast<std::uint32_t>(found_.size() - 1);
   } catch (const std::bad_alloc&) {
-    line.told_in = 0;
     mark_dirty(channel);  // Found again by the next poll.
   }
 }
@@ -660,43 +655,6 @@ void IoUringBackend::take_received(Channel* channel,
       case EINVAL:
       case EOPNOTSUPP:
         line.by_poll = true;  // A kernel or a socket that cannot do it: reading shows what is wrong.
-        return;
-      default:
-        line.end = true;
-        line.error = -completion.result;
-        break;
-    }
-  }
-  came(*channel, line, kIoReadable);
-}
-
-void IoUringBackend::take_accepted(Channel* channel,
-                                   const os::RingCompletion& completion) noexcept {
-  UniqueFd fd(completion.result >= 0 ? completion.result : -1);
-  if (channel == nullptr) {
-    return;  // The listener is gone: so is whoever would have served it.
-  }
-  Line& line = *line_of(*channel);
-  if (fd.get() >= 0) {
-    try {
-      if (line.kept == nullptr) {
-        line.kept = std::make_unique<Kept>();
-      }
-      line.kept->accepted.insert(line.kept->accepted.begin(), std::move(fd));
-    } catch (const std::bad_alloc&) {
-      line.end = true;
-      line.error = ENOMEM;
-    }
-  } else {
-    switch (-completion.result) {
-      case ECANCELED:
-      case ECONNABORTED:
-      case EAGAIN:
-      case EINTR:
-        return;
-      case EINVAL:
-      case EOPNOTSUPP:
-        line.by_poll = true;
         return;
       default:
         line.end = true;
@@ -841,46 +799,6 @@ void IoUringBackend::receive_by_call(Channel& channel) {
     }
   }
   sink->on_received(result);
-}
-
-void IoUringBackend::accept(Channel& channel) {
-  const Line* first_look = line_of(channel);
-  if (first_look == nullptr || !(first_look->has_connections() || first_look->end)) {
-    if (first_look == nullptr || first_look->by_poll || ring_ == nullptr) {
-      EpollBackend::accept(channel);
-    }
-    return;
-  }
-  auto* sink = static_cast<AcceptSink*>(channel.sink);
-  const ChannelId id = channel.id;
-  Channel* still = &channel;
-  for (int i = channel.batch; i > 0 && still != nullptr; --i) {
-    Line* line = line_of(*still);
-    if (line == nullptr || !line->has_connections()) {
-      break;
-    }
-    UniqueFd fd = std::move(line->kept->accepted.back());
-    line->kept->accepted.pop_back();
-    os::SocketAddress peer;
-    if (!os::peer_address(fd.get(), peer).ok()) {
-      continue;  // Reset meanwhile: accept() would have said ECONNABORTED.
-    }
-    const bool more = sink->on_accepted(std::move(fd), peer);
-    still = find(id);
-    if (!more) {
-      break;
-    }
-  }
-  still = find(id);
-  Line* line = still == nullptr ? nullptr : line_of(*still);
-  if (line != nullptr && !line->has_connections() && line->end) {
-    line->end = false;
-    sink->on_accept_error(std::exchange(line->error, 0));
-    still = find(id);
-  }
-  if (still != nullptr && still->wants(kWantReadable)) {
-    note_change(*still);
-  }
 }
 
 }  // namespace cpploop

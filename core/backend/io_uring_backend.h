@@ -16,7 +16,8 @@ namespace cpploop {
 // io_uring where it pays, epoll where it is right. Connections receive through one standing
 // operation each, into buffers of the ring; small sends go out with the wait, all in one system
 // call; large transfers and everything else the engine owns are polled by the ring and done by the
-// system calls of the base. Descriptors that somebody else owns (add_reader and add_writer) stay in
+// system calls of the base. So are connections accepted: a standing accept would not say who they
+// are from, and a peer that is gone cannot be asked. Descriptors that somebody else owns (add_reader and add_writer) stay in
 // the base's epoll set, which the ring polls as one: a ring would hold a file open that its owner
 // has closed.
 //
@@ -32,6 +33,7 @@ class IoUringBackend final : public EpollBackend {
   ~IoUringBackend() override;
 
   [[nodiscard]] const char* name() const noexcept override { return "io_uring"; }
+  [[nodiscard]] IoResult send(Channel& channel, std::span<const iovec> parts) noexcept override;
   [[nodiscard]] IoResult wait(std::int64_t timeout_ns) override;
   void collect(ReadyQueue& ready) override;
   void apply_changes() override;
@@ -42,14 +44,13 @@ class IoUringBackend final : public EpollBackend {
 
  private:
   // What an operation is; with the channel's slot and generation it makes the user_data.
-  enum class Op : std::uint8_t { wake, set, poll_in, poll_out, receive, accept, send, cancel };
+  enum class Op : std::uint8_t { wake, set, poll_in, poll_out, receive, send, cancel };
   static constexpr std::uint16_t kNoBuffer = UINT16_MAX;
 
-  // Bytes and connections that came while nobody could take them.
+  // Bytes that came while nobody could take them.
   struct Kept {
     std::string bytes;
     std::size_t taken = 0;
-    std::vector<UniqueFd> accepted;  // Newest first.
   };
   // What the ring knows of one channel, by its slot.
   struct Line {
@@ -63,18 +64,15 @@ class IoUringBackend final : public EpollBackend {
     std::uint16_t last = kNoBuffer;
     std::uint16_t offset = 0;  // Of what is left in the first buffer.
     int error = 0;
-    std::uint64_t told_in = 0;  // The poll that has queued an event for it already.
+    // The poll that has found something for it already, and where among what was found.
+    std::uint64_t told_in = 0;
+    std::uint32_t told_at = 0;
     std::unique_ptr<Kept> kept;
 
     [[nodiscard]] bool has_bytes() const noexcept {
       return first != kNoBuffer || (kept != nullptr && kept->taken < kept->bytes.size());
     }
-    [[nodiscard]] bool has_connections() const noexcept {
-      return kept != nullptr && !kept->accepted.empty();
-    }
-    [[nodiscard]] bool pending() const noexcept {
-      return has_bytes() || end || has_connections();
-    }
+    [[nodiscard]] bool pending() const noexcept { return has_bytes() || end; }
   };
 
   IoUringBackend(int wakeup_fd, std::unique_ptr<os::IoRing> ring);
@@ -83,7 +81,6 @@ class IoUringBackend final : public EpollBackend {
   [[nodiscard]] int change_now(Channel& channel) noexcept override;
   void forget(Channel& channel) noexcept override;
   void receive(Channel& channel) override;
-  void accept(Channel& channel) override;
   void finish_sends() noexcept override;
 
   // Whether the ring looks after this channel; the base does otherwise.
@@ -108,12 +105,12 @@ class IoUringBackend final : public EpollBackend {
   void arm_own_polls() noexcept;
   void prepare_sends() noexcept;
   [[nodiscard]] bool prepare_send(Channel& channel) noexcept;
+  [[nodiscard]] IoResult with_reason(const Channel& channel, IoResult result) noexcept;
 
   // Hearing from it.
   void absorb() noexcept;
   void take(const os::RingCompletion& completion) noexcept;
   void take_received(Channel* channel, const os::RingCompletion& completion) noexcept;
-  void take_accepted(Channel* channel, const os::RingCompletion& completion) noexcept;
   void came(Channel& channel, Line& line, std::uint32_t io_events) noexcept;
   void keep_bytes(Line& line) noexcept;
   [[nodiscard]] std::size_t copy_out(Line& line, char* to, std::size_t size) noexcept;

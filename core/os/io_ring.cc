@@ -161,15 +161,6 @@ bool IoRing::receive_many(int fd, std::uint64_t user_data) noexcept {
   return sqe != nullptr;
 }
 
-bool IoRing::accept_many(int fd, std::uint64_t user_data) noexcept {
-  io_uring_sqe* sqe = impl_->entry();
-  if (sqe != nullptr) {
-    io_uring_prep_multishot_accept(sqe, fd, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
-    io_uring_sqe_set_data64(sqe, user_data);
-  }
-  return sqe != nullptr;
-}
-
 bool IoRing::send(int fd, const void* data, std::size_t size, std::uint64_t user_data) noexcept {
   io_uring_sqe* sqe = impl_->entry();
   if (sqe != nullptr) {
@@ -284,7 +275,6 @@ std::unique_ptr<IoRing> IoRing::open(Refusal& refusal) noexcept {
 
 bool IoRing::poll(int, bool, std::uint64_t) noexcept { return false; }
 bool IoRing::receive_many(int, std::uint64_t) noexcept { return false; }
-bool IoRing::accept_many(int, std::uint64_t) noexcept { return false; }
 bool IoRing::send(int, const void*, std::size_t, std::uint64_t) noexcept { return false; }
 bool IoRing::send_message(int, const msghdr*, std::uint64_t) noexcept { return false; }
 bool IoRing::cancel(std::uint64_t, std::uint64_t) noexcept { return false; }

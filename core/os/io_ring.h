@@ -44,7 +44,6 @@ class IoRing {
   // where it is until the submission that takes it along is over: a send never waits for room.
   [[nodiscard]] bool poll(int fd, bool readable, std::uint64_t user_data) noexcept;
   [[nodiscard]] bool receive_many(int fd, std::uint64_t user_data) noexcept;
-  [[nodiscard]] bool accept_many(int fd, std::uint64_t user_data) noexcept;
   [[nodiscard]] bool send(int fd, const void* data, std::size_t size,
                           std::uint64_t user_data) noexcept;
   [[nodiscard]] bool send_message(int fd, const msghdr* message, std::uint64_t user_data) noexcept;

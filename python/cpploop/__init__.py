@@ -15,7 +15,7 @@ import platform
 import sys
 from typing import TYPE_CHECKING
 
-from . import _native, _tls
+from . import _backend, _native, _tls
 from ._loop import Loop
 from ._policy import EventLoopPolicy, install
 from ._run import new_event_loop, run
@@ -70,12 +70,16 @@ def __getattr__(name: str) -> object:
 def build_info() -> dict[str, object]:
     """What this build is and what it has settled on in this process, for bug reports.
 
-    Keys: version, compiler, python (built for), free_threaded, backend, timed_wait, tls,
-    running_python, platform. tls is a pair: the tier (direct, bio or asyncio), and what stands
+    Keys: version, compiler, python (built for), free_threaded, backend, io_uring, timed_wait,
+    tls, running_python, platform. backend is what a loop made now waits with, and io_uring says
+    why that is not io_uring. tls is a pair: the tier (direct, bio or asyncio), and what stands
     against a faster one.
     """
+    backend = _backend.chosen_backend()
     return {
         **_native.build_info(),
+        "backend": backend.name,
+        "io_uring": backend.reason,
         "tls": _tls.chosen_tier(),
         "running_python": sys.version,
         "platform": platform.platform(),

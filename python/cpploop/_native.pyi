@@ -40,6 +40,7 @@ else:
 __version__: Final[str]
 
 def build_info() -> dict[str, object]: ...
+def _io_uring_refusal() -> str: ...
 
 # ---- handles -------------------------------------------------------------------------------------
 
@@ -272,8 +273,10 @@ class TlsProtocolBase:
     _app_writing_paused: bool
     _app_reading_paused: bool
     _app_protocol_is_buffer: bool
-    # Whatever its child's __init__() takes.
+    # The backend, and then whatever its child's __init__() takes.
     def __new__(cls, *args: Any, **kwargs: Any) -> Self: ...
+    @property
+    def _backend(self) -> str: ...
     def get_buffer(self, n: int, /) -> memoryview: ...
     def buffer_updated(self, nbytes: int, /) -> None: ...
     def _do_read(self) -> None: ...
@@ -294,8 +297,10 @@ class TlsTransportBase(_FlowControlMixin):
 
 @disjoint_base
 class Loop:
-    # Whatever its child's __init__() takes.
+    # The backend, and then whatever its child's __init__() takes.
     def __new__(cls, *args: Any, **kwargs: Any) -> Self: ...
+    @property
+    def _backend(self) -> str: ...
     def call_soon(
         self,
         callback: Callable[[*_Ts], object],

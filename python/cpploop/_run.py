@@ -15,16 +15,19 @@ __all__ = ("new_event_loop", "run")
 _T = TypeVar("_T")
 
 
-def new_event_loop() -> Loop:
+def new_event_loop(*, backend: str | None = None) -> Loop:
     """Create a cpploop event loop and return it.
 
     This is the loop factory for whatever takes one: ``asyncio.Runner(loop_factory=...)``, from
     Python 3.12 on ``asyncio.run(..., loop_factory=...)``, and the servers and test frameworks
     built on them. Like every loop factory it makes nothing current.
+
+    *backend* is the way to the kernel: ``"epoll"``, ``"io_uring"`` (epoll where the kernel refuses
+    it) or ``"auto"``; without it, the environment's CPPLOOP_BACKEND.
     """
     from cpploop._loop import Loop
 
-    return Loop()
+    return Loop() if backend is None else Loop(backend=backend)
 
 
 def run(

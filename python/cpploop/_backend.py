@@ -1,0 +1,43 @@
+"""Which way to the kernel a loop takes."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from . import _native
+
+_CHOICES = ("auto", "epoll", "io_uring")
+
+
+class Backend(NamedTuple):
+    """What a loop made now would wait with, and why not with io_uring."""
+
+    name: str
+    reason: str
+
+
+def chosen_name(backend: str | None = None) -> str:
+    """What is asked for: by the caller, or else by CPPLOOP_BACKEND.
+
+    ValueError for a name that means nothing.
+    """
+    if backend is not None:
+        if backend not in _CHOICES:
+            raise ValueError(f"backend must be one of {', '.join(_CHOICES)}, not {backend!r}")
+        return backend
+    choice = os.environ.get("CPPLOOP_BACKEND", "") or "auto"
+    if choice not in _CHOICES:
+        raise ValueError(f"CPPLOOP_BACKEND must be one of {', '.join(_CHOICES)}, not {choice!r}")
+    return choice
+
+
+def chosen_backend() -> Backend:
+    """What CPPLOOP_BACKEND asks for, as far as this process allows it."""
+    choice = chosen_name()
+    refusal = _native._io_uring_refusal()
+    if refusal:
+        return Backend("epoll", f"io_uring {refusal}")
+    if choice == "io_uring":
+        return Backend("io_uring", "")
+    return Backend("epoll", "io_uring is there for CPPLOOP_BACKEND=io_uring")
