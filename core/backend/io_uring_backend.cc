@@ -160,6 +160,7 @@ IoUringBackend::Line& IoUringBackend::make_line(const Channel& channel) {
   if (line.id != channel.id) {
     line = Line{};
     line.id = channel.id;
+    line.by_poll = !receives_from_the_start_;
   }
   return line;
 }
@@ -590,7 +591,8 @@ void IoUringBackend::take(const os::RingCompletion& completion) noexcept {
   }
   if (op == Op::receive) {
     take_received(line == nullptr ? nullptr : channel, completion);
-  } else if (line != nullptr && completion.result != -ECANCELED) {
+  } else if (line != nullptr && completion.result != -ECANCELED &&
+             channel->wants(op == Op::poll_in ? kWantReadable : kWantWritable)) {
     came(*channel, *line, op == Op::poll_in ? kIoReadable : kIoWritable);
   }
 }

@@ -13,10 +13,11 @@
 
 namespace cpploop {
 
-// io_uring where it pays, epoll where it is right. Connections receive through one standing
-// operation each, into buffers of the ring; small sends go out with the wait, all in one system
-// call; large transfers and everything else the engine owns are polled by the ring and done by the
-// system calls of the base. So are connections accepted: a standing accept would not say who they
+// io_uring where it pays, epoll where it is right. Connections whose messages are small receive
+// through one standing operation each, into buffers of the ring; small sends go out with the wait, all in one system
+// call; new connections, large transfers and everything else the engine owns are polled by the ring
+// and done by the system calls of the base: a standing receive takes in all there is, up to the
+// last of the buffers, before anybody can say that it is enough. So are connections accepted: a standing accept would not say who they
 // are from, and a peer that is gone cannot be asked. Descriptors that somebody else owns (add_reader and add_writer) stay in
 // the base's epoll set, which the ring polls as one: a ring would hold a file open that its owner
 // has closed.
@@ -39,8 +40,10 @@ class IoUringBackend final : public EpollBackend {
   void apply_changes() override;
   void close() noexcept override;
 
-  // Whether the connection is read by system calls at present; for tests.
+  // For tests: whether a connection is read by system calls at present, and whether new ones are
+  // received by the ring from their first byte on.
   [[nodiscard]] bool reads_by_poll(const Channel& channel) const noexcept;
+  void receive_from_the_start(bool on) noexcept { receives_from_the_start_ = on; }
 
  private:
   // What an operation is; with the channel's slot and generation it makes the user_data.
@@ -57,7 +60,7 @@ class IoUringBackend final : public EpollBackend {
     ChannelId id{UINT32_MAX, 0};
     std::uint8_t armed = 0;       // Operations under way, a bit for each Op.
     std::uint8_t cancelled = 0;  // Those among them that were told to end.
-    bool by_poll = false;        // Received by poll and system call: the transfers are large.
+    bool by_poll = true;         // Received by poll and system call: a new one, or a large transfer.
     bool end = false;            // What comes after the bytes: the end of the stream, or an error.
     std::uint8_t run_length = 0;  // Receives in a row that speak for the other way.
     std::uint16_t first = kNoBuffer;
@@ -137,6 +140,7 @@ class IoUringBackend final : public EpollBackend {
   std::array<std::uint16_t, os::IoRing::kBuffers> next_{};
   std::array<std::uint16_t, os::IoRing::kBuffers> filled_{};
   std::size_t under_way_ = 0;  // Operations that have not reported their end.
+  bool receives_from_the_start_ = false;
   bool waiting_ = false;
   bool wake_armed_ = false;
   bool set_armed_ = false;

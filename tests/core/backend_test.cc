@@ -118,6 +118,17 @@ class IoUringWorld : public KernelWorld {
   IoUringWorld() : KernelWorld(BackendChoice::io_uring) {}
 };
 
+// With standing receives from the first byte on, which connections otherwise come to by their
+// small messages.
+class IoUringReceivingWorld : public IoUringWorld {
+ public:
+  IoUringReceivingWorld() {
+    if (auto* ring = dynamic_cast<IoUringBackend*>(&backend()); ring != nullptr) {
+      ring->receive_from_the_start(true);
+    }
+  }
+};
+
 class ScriptedWorld {
  public:
   static constexpr bool kWaitsInRealTime = false;
@@ -214,7 +225,7 @@ class BackendTest : public ::testing::Test {
   using Kind = Channel::Kind;
 
   void SetUp() override {
-    if constexpr (std::is_same_v<World, IoUringWorld>) {
+    if constexpr (std::is_base_of_v<IoUringWorld, World>) {
       if (const std::string refusal = io_uring_refusal(); !refusal.empty()) {
         GTEST_SKIP() << "no io_uring here, " << refusal;
       }
@@ -264,7 +275,7 @@ class BackendTest : public ::testing::Test {
   ReadyQueue ready_;
 };
 
-using Worlds = ::testing::Types<EpollWorld, IoUringWorld, ScriptedWorld>;
+using Worlds = ::testing::Types<EpollWorld, IoUringWorld, IoUringReceivingWorld, ScriptedWorld>;
 
 class WorldNames {
  public:
@@ -272,6 +283,9 @@ class WorldNames {
   static std::string GetName(int) {
     if (std::is_same_v<World, EpollWorld>) {
       return "Epoll";
+    }
+    if (std::is_same_v<World, IoUringReceivingWorld>) {
+      return "IoUringReceiving";
     }
     return std::is_same_v<World, IoUringWorld> ? "IoUring" : "Scripted";
   }

@@ -110,6 +110,7 @@ def test_gathered_writes_leave_at_the_end_of_the_callback(run: Any, kind: str) -
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
+        support.needs_sends_in_the_callback(loop)
         async with support.transport_pair(Recorder(), kind) as (transport, peer):
             seen = []
 
@@ -153,6 +154,7 @@ def test_the_habit_never_outlives_the_callback(run: Any) -> None:
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
+        support.needs_sends_in_the_callback(loop)
         async with support.transport_pair(Recorder()) as (transport, peer):
             await train(transport, peer)()
             for _ in range(4):
