@@ -83,9 +83,7 @@ PyObject* native_build_info(PyObject*, PyObject*) {
 }
 
 PyObject* native_io_uring_refusal(PyObject*, PyObject*) {
-  return py::guard([]() -> PyObject* {
-    return PyUnicode_FromString(io_uring_refusal().c_str());
-  });
+  return py::guard([]() -> PyObject* { return PyUnicode_FromString(io_uring_refusal().c_str()); });
 }
 
 PyObject* native_process_exits(PyObject*, PyObject*) {
@@ -109,7 +107,8 @@ PyMethodDef module_methods[] = {
     {"build_info", native_build_info, METH_NOARGS,
      "build_info($module, /)\n--\n\nWhat the build is and what it uses in this process."},
     {"_io_uring_refusal", native_io_uring_refusal, METH_NOARGS,
-     "_io_uring_refusal($module, /)\n--\n\nWhy no ring can be had in this process, or an empty string."},
+     "_io_uring_refusal($module, /)\n--\n\nWhy no ring can be had in this process, or an empty "
+     "string."},
     {nullptr, nullptr, 0, nullptr},
 };
 

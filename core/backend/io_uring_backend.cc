@@ -63,7 +63,8 @@ IoUringBackend::IoUringBackend(int wakeup_fd, std::unique_ptr<os::IoRing> ring)
 IoUringBackend::~IoUringBackend() { close(); }
 
 void IoUringBackend::close() noexcept {
-  if (ring_ != nullptr && !hands_off() && on_own_thread() && ring_->cancel_all(pack(kNobody, Op::cancel))) {
+  if (ring_ != nullptr && !hands_off() && on_own_thread() &&
+      ring_->cancel_all(pack(kNobody, Op::cancel))) {
     // A ring that a forked child has inherited lives on, and with it what is under way.
     constexpr int kTries = 100;
     constexpr std::int64_t kPatienceNs = 1'000'000;
@@ -136,9 +137,9 @@ void IoUringBackend::move_to_this_thread() noexcept {
 }
 
 bool IoUringBackend::reads_by_poll(const Channel& channel) const noexcept {
-  return ring_ == nullptr || (channel.id.slot < lines_.size() &&
-                              lines_[channel.id.slot].id == channel.id &&
-                              lines_[channel.id.slot].by_poll);
+  return ring_ == nullptr ||
+         (channel.id.slot < lines_.size() && lines_[channel.id.slot].id == channel.id &&
+          lines_[channel.id.slot].by_poll);
 }
 
 // ---- what the owners ask for ----
@@ -406,8 +407,7 @@ bool IoUringBackend::prepare_send(Channel& channel) noexcept {
   if (room.empty() || sends_out_ == kSendsPerPoll) {
     return false;
   }
-  const std::span<const iovec> parts =
-      static_cast<StreamSink*>(channel.sink)->parts_to_send(room);
+  const std::span<const iovec> parts = static_cast<StreamSink*>(channel.sink)->parts_to_send(room);
   if (parts.empty()) {
     return true;
   }
@@ -473,8 +473,8 @@ void IoUringBackend::finish_sends() noexcept {
     if (channel == nullptr) {
       continue;
     }
-    const IoResult outcome = result < 0 ? with_reason(*channel, IoResult::failure(-result))
-                                        : IoResult::success(result);
+    const IoResult outcome =
+        result < 0 ? with_reason(*channel, IoResult::failure(-result)) : IoResult::success(result);
     if (!static_cast<StreamSink*>(channel->sink)->on_sent(outcome)) {
       continue;
     }
@@ -656,7 +656,8 @@ void IoUringBackend::take_received(Channel* channel,
         return;
       case EINVAL:
       case EOPNOTSUPP:
-        line.by_poll = true;  // A kernel or a socket that cannot do it: reading shows what is wrong.
+        line.by_poll =
+            true;  // A kernel or a socket that cannot do it: reading shows what is wrong.
         return;
       default:
         line.end = true;

@@ -14,13 +14,14 @@
 namespace cpploop {
 
 // io_uring where it pays, epoll where it is right. Connections whose messages are small receive
-// through one standing operation each, into buffers of the ring; small sends go out with the wait, all in one system
-// call; new connections, large transfers and everything else the engine owns are polled by the ring
-// and done by the system calls of the base: a standing receive takes in all there is, up to the
-// last of the buffers, before anybody can say that it is enough. So are connections accepted: a standing accept would not say who they
-// are from, and a peer that is gone cannot be asked. Descriptors that somebody else owns (add_reader and add_writer) stay in
-// the base's epoll set, which the ring polls as one: a ring would hold a file open that its owner
-// has closed.
+// through one standing operation each, into buffers of the ring; small sends go out with the wait,
+// all in one system call; new connections, large transfers and everything else the engine owns are
+// polled by the ring and done by the system calls of the base: a standing receive takes in all
+// there is, up to the last of the buffers, before anybody can say that it is enough. So are
+// connections accepted: a standing accept would not say who they are from, and a peer that is gone
+// cannot be asked. Descriptors that somebody else owns (add_reader and add_writer) stay in the
+// base's epoll set, which the ring polls as one: a ring would hold a file open that its owner has
+// closed.
 //
 // An operation carries its channel's generation and slot. Memory that the kernel writes to belongs
 // to the ring, never to a channel, so a channel can go while its operations end. Nothing is
@@ -58,10 +59,10 @@ class IoUringBackend final : public EpollBackend {
   // What the ring knows of one channel, by its slot.
   struct Line {
     ChannelId id{UINT32_MAX, 0};
-    std::uint8_t armed = 0;       // Operations under way, a bit for each Op.
+    std::uint8_t armed = 0;      // Operations under way, a bit for each Op.
     std::uint8_t cancelled = 0;  // Those among them that were told to end.
-    bool by_poll = true;         // Received by poll and system call: a new one, or a large transfer.
-    bool end = false;            // What comes after the bytes: the end of the stream, or an error.
+    bool by_poll = true;  // Received by poll and system call: a new one, or a large transfer.
+    bool end = false;     // What comes after the bytes: the end of the stream, or an error.
     std::uint8_t run_length = 0;  // Receives in a row that speak for the other way.
     std::uint16_t first = kNoBuffer;
     std::uint16_t last = kNoBuffer;

@@ -64,8 +64,8 @@ struct IoRing::Implementation {
 
   [[nodiscard]] int provide_buffers() noexcept {
     // Pages that no connection's bytes have touched are never backed by memory.
-    memory = ::mmap(nullptr, kMemoryBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
-                    0);
+    memory =
+        ::mmap(nullptr, kMemoryBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) {
       return errno;
     }
@@ -202,9 +202,8 @@ bool IoRing::cancel_all(std::uint64_t user_data) noexcept {
 unsigned IoRing::unsubmitted() const noexcept { return io_uring_sq_ready(&impl_->ring); }
 
 bool IoRing::has_news() const noexcept {
-  return io_uring_cq_ready(&impl_->ring) != 0 ||
-         (IO_URING_READ_ONCE(*impl_->ring.sq.kflags) &
-          (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)) != 0;
+  return io_uring_cq_ready(&impl_->ring) != 0 || (IO_URING_READ_ONCE(*impl_->ring.sq.kflags) &
+                                                  (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)) != 0;
 }
 
 IoResult IoRing::submit() noexcept {
@@ -220,10 +219,11 @@ IoResult IoRing::submit_and_wait(unsigned count, std::int64_t timeout_ns) noexce
   timeout.tv_nsec = timeout_ns % kNanosecondsPerSecond;
   io_uring_cqe* first = nullptr;
   const bool submits = unsubmitted() != 0;
+  const std::int64_t started_ns = submits ? monotonic_now_ns() : 0;
   const int value =
       io_uring_submit_and_wait_timeout(&impl_->ring, &first, count, &timeout, nullptr);
-  if (value != -EINTR && submits && ready() < count) {
-    // A call that submitted says how many, whatever ended its wait: perhaps a signal.
+  // A call that submitted says how many, whatever ended its wait. Too early it was a signal.
+  if (submits && ready() < count && monotonic_now_ns() - started_ns < timeout_ns) {
     return IoResult::failure(EINTR);
   }
   return result_of(value);

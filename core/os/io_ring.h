@@ -13,7 +13,7 @@ namespace cpploop::os {
 // One completion, as the kernel reported it.
 struct RingCompletion {
   std::uint64_t user_data = 0;
-  std::int32_t result = 0;  // A value, or a negative errno.
+  std::int32_t result = 0;   // A value, or a negative errno.
   std::uint16_t buffer = 0;  // Which of the provided buffers holds the bytes.
   bool has_buffer = false;
   bool more = false;  // The operation goes on and will report again.
