@@ -1,0 +1,301 @@
+"""The way to the kernel: how it is chosen, and what happens when the kernel refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import support
+from support import Recorder, eventually
+
+pytestmark = pytest.mark.skipif(
+    "cpploop" not in support.selected_loops(), reason="about cpploop's own arrangements"
+)
+
+SHOW = """
+import cpploop
+info = cpploop.build_info()
+loop = cpploop.new_event_loop()
+print(info["backend"], loop._backend, info["io_uring"], sep="|")
+loop.close()
+"""
+
+
+def shown(source: str = SHOW, **env: str) -> list[str]:
+    return support.run_script(source, env=env).stdout.strip().split("|")
+
+
+def has_io_uring() -> bool:
+    return shown(CPPLOOP_BACKEND="io_uring")[0] == "io_uring"
+
+
+@pytest.fixture
+def ring_loop() -> Iterator[Any]:
+    import cpploop
+
+    loop = cpploop.new_event_loop(backend="io_uring")
+    if loop._backend != "io_uring":
+        loop.close()
+        pytest.skip(f"no io_uring here: {cpploop.build_info()['io_uring']}")
+    yield loop
+    loop.close()
+
+
+@pytest.mark.parametrize("choice", ["", "auto", "epoll"])
+def test_epoll_is_the_default(choice: str) -> None:
+    name, used, reason = shown(CPPLOOP_BACKEND=choice)
+    assert name == used == "epoll"
+    assert reason
+
+
+def test_io_uring_by_environment_and_by_argument(ring_loop: Any) -> None:
+    import cpploop
+
+    assert shown(CPPLOOP_BACKEND="io_uring") == ["io_uring", "io_uring", ""]
+    for backend in ("auto", "epoll"):
+        loop = cpploop.new_event_loop(backend=backend)
+        assert loop._backend == "epoll"
+        loop.close()
+
+
+def test_the_argument_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    import cpploop
+
+    monkeypatch.setenv("CPPLOOP_BACKEND", "io_uring")
+    loop = cpploop.new_event_loop(backend="epoll")
+    assert loop._backend == "epoll"
+    loop.close()
+
+
+def test_a_choice_that_means_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    import cpploop
+
+    with pytest.raises(ValueError) as info:
+        cpploop.new_event_loop(backend="iocp")
+    assert str(info.value) == "backend must be one of auto, epoll, io_uring, not 'iocp'"
+    monkeypatch.setenv("CPPLOOP_BACKEND", "fast")
+    with pytest.raises(ValueError) as info:
+        cpploop.new_event_loop()
+    assert str(info.value) == "CPPLOOP_BACKEND must be one of auto, epoll, io_uring, not 'fast'"
+
+
+def test_a_child_class_keeps_its_own_constructor() -> None:
+    import cpploop
+
+    class Mine(cpploop.Loop):
+        def __init__(self, name: str, *, size: int) -> None:
+            super().__init__()
+            self.name, self.size = name, size
+
+    loop = Mine("io_uring", size=3)
+    assert (loop.name, loop.size) == ("io_uring", 3)
+    with pytest.raises(AttributeError):
+        loop._backend = "other"  # type: ignore[misc]
+    loop.close()
+
+
+# As container runtimes do it: a filter answers the three calls of io_uring with an errno.
+REFUSE = """
+import ctypes, errno, os, platform, struct, sys
+libc = ctypes.CDLL(None, use_errno=True)
+numbers = (425, 426, 427)  # io_uring_setup, _enter, _register, on every architecture but alpha
+code = [(0x20, 0, 0, 0)]   # load the number of the call
+for number in numbers:
+    code += [(0x15, 0, 1, number), (0x06, 0, 0, 0x00050000 | int(sys.argv[1]))]
+code += [(0x06, 0, 0, 0x7FFF0000)]
+filters = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in code))
+class Program(ctypes.Structure):
+    _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
+program = Program(len(code), ctypes.addressof(filters))
+PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2
+if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.prctl(
+    PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0
+):
+    print("no seccomp: " + os.strerror(ctypes.get_errno()))
+    sys.exit(0)
+"""
+
+ECHO = """
+import asyncio, cpploop
+async def serve(reader, writer):
+    while data := await reader.read(100):
+        writer.write(data)
+    writer.close()
+async def main():
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    for _ in range(20):
+        writer.write(b"ping")
+        assert await reader.readexactly(4) == b"ping"
+    writer.close()
+    await writer.wait_closed()
+    server.close()
+with asyncio.Runner(loop_factory=cpploop.new_event_loop) as runner:
+    loop = runner.get_loop()
+    runner.run(main())
+    info = cpploop.build_info()
+    print(info["backend"], loop._backend, info["io_uring"], sep="|")
+"""
+
+
+@pytest.mark.parametrize("error", ["EPERM", "ENOSYS", "ENOMEM"])
+def test_refused_by_the_kernel_means_epoll(error: str) -> None:
+    """Silently, with the reason in build_info(): Docker's default profile refuses (moby#46762)."""
+    import errno
+
+    number = getattr(errno, error)
+    result = support.run_script(
+        REFUSE + ECHO, str(number), env={"CPPLOOP_BACKEND": "io_uring"}, loop="cpploop"
+    )
+    if result.stdout.startswith("no seccomp"):
+        pytest.skip(result.stdout.strip())
+    name, used, reason = result.stdout.strip().split("|")
+    assert name == used == "epoll"
+    assert reason in (
+        f"io_uring refused: io_uring_setup: {os.strerror(number)}",
+        "io_uring not built in: liburing was missing",
+    )
+    assert result.stderr == ""
+
+
+def test_a_loop_made_here_and_run_there(ring_loop: Any) -> None:
+    """A ring has one submitter. The loop goes on where it is run, with what was going on."""
+    loop = ring_loop
+    rec = Recorder()
+    near, far = socket.socketpair()
+    near.setblocking(False)
+
+    async def connect() -> Any:
+        transport, _ = await loop.create_connection(lambda: rec, sock=near)
+        for i in range(20):
+            far.send(b".")
+            await rec.until_received(i + 1)
+        return transport
+
+    transport = loop.run_until_complete(connect())
+    far.send(b"for the thread")
+    outcome = []
+
+    def elsewhere() -> None:
+        async def main() -> None:
+            await rec.until_received(34)
+            transport.write(b"seen")
+            await asyncio.sleep(0.01)
+
+        loop.run_until_complete(main())
+        outcome.append(bytes(rec.received))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join(20)
+    assert outcome == [b"." * 20 + b"for the thread"]
+    assert far.recv(100) == b"seen"
+
+    async def back() -> None:
+        far.send(b"home")
+        await rec.until_received(38)
+        transport.close()
+        await rec.until("connection_lost")
+
+    loop.run_until_complete(back())
+    assert far.recv(1) == b""
+    far.close()
+
+
+def test_a_signal_is_heard_while_the_ring_waits_without_end(ring_loop: Any) -> None:
+    """A wait that also submitted does not say that a signal ended it."""
+    loop = ring_loop
+    far: list[socket.socket] = []
+
+    async def main() -> None:
+        near, other = socket.socketpair()
+        far.append(other)
+        transport, _ = await loop.create_connection(Recorder, sock=near)
+        # Two callbacks of one turn: their writes go out with the wait that the signal ends.
+        loop.call_soon(transport.write, b"a")
+        loop.call_soon(transport.write, b"b")
+        try:
+            await loop.create_future()
+        finally:
+            transport.close()
+
+    def interrupt() -> None:
+        time.sleep(0.2)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    started = time.monotonic()
+    task = loop.create_task(main())
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(task)
+    assert time.monotonic() - started < 10
+    thread.join()
+    assert far[0].recv(10) == b"ab"
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        loop.run_until_complete(task)
+    loop.run_until_complete(asyncio.sleep(0))
+    far[0].close()
+
+
+def test_many_connections_one_call(ring_loop: Any) -> None:
+    """Each gets its own bytes back, whatever the size, small and large by turns."""
+    loop = ring_loop
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while True:
+                head = await reader.readexactly(4)
+                writer.write(head)
+                writer.write(await reader.readexactly(int.from_bytes(head, "big")))
+                await writer.drain()
+        writer.close()
+
+    async def client(address: Any, number: int) -> None:
+        reader, writer = await asyncio.open_connection(*address)
+        for i, size in enumerate([1] * 12 + [300_000, 1, 5000] + [70] * 12 + [4096, 8192, 100_000]):
+            tag = f"{number}:{i};".encode()
+            body = (tag * (size // len(tag) + 1))[:size]
+            writer.write(size.to_bytes(4, "big") + body)
+            assert await reader.readexactly(4 + size) == size.to_bytes(4, "big") + body
+        writer.close()
+        await writer.wait_closed()
+
+    async def main() -> None:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        address = server.sockets[0].getsockname()
+        await asyncio.gather(*(client(address, number) for number in range(100)))
+        server.close()
+        await asyncio.sleep(0.05)
+
+    loop.run_until_complete(asyncio.wait_for(main(), 30 * support.TIME_SCALE))
+
+
+def test_closing_without_reading_lets_the_peer_know(ring_loop: Any) -> None:
+    """What the ring has under way holds a file open; nobody may have to wait for that."""
+    loop = ring_loop
+    near, far = socket.socketpair()
+
+    async def main() -> None:
+        rec = Recorder()
+        transport, _ = await loop.create_connection(lambda: rec, sock=near)
+        for i in range(20):
+            far.send(b".")
+            await rec.until_received(i + 1)
+        transport.pause_reading()
+        transport.abort()
+        await eventually(lambda: "connection_lost" in rec.names())
+
+    loop.run_until_complete(main())
+    far.settimeout(5 * support.TIME_SCALE)
+    assert far.recv(1) == b""
+    far.close()
