@@ -44,6 +44,7 @@ class EpollBackend : public Backend {
   // Whether the set itself reports the wake-up descriptor, or whoever derives from this does.
   void watch_wakeup(int wakeup_fd, bool watched);
   [[nodiscard]] bool has_refused() const noexcept { return !failed_.empty(); }
+  [[nodiscard]] std::int64_t limit_by_refusals(std::int64_t timeout_ns) const noexcept;
   // True in a forked child and after close(): the kernel's set is not to be touched.
   [[nodiscard]] bool hands_off() const noexcept {
     return abandoned_ || generation_ != os::fork_generation();
@@ -54,7 +55,6 @@ class EpollBackend : public Backend {
  private:
   [[nodiscard]] int remove_now(const Channel& channel) noexcept;
   void note_holder(const Channel& channel) noexcept;
-  [[nodiscard]] std::int64_t limit_by_refusals(std::int64_t timeout_ns) const noexcept;
   // True: look for more, if the delivery may go on.
   [[nodiscard]] bool deliver_datagrams(ChannelId id, const IoResult& result);
 

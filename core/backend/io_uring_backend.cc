@@ -498,9 +498,10 @@ IoResult IoUringBackend::wait(std::int64_t timeout_ns) {
   woken_ = false;
   ++polls_;
   arm_own_polls();
-  if (!again_.empty() || !sends_.empty() || !unsent_.empty() || set_ready_ || has_refused()) {
+  if (!again_.empty() || !sends_.empty() || !unsent_.empty() || set_ready_) {
     timeout_ns = 0;
   }
+  timeout_ns = limit_by_refusals(timeout_ns);
   IoResult result = IoResult::success(0);
   if (timeout_ns != 0) {
     waiting_ = true;

@@ -234,6 +234,7 @@ std::span<const iovec> StreamSocket::parts_to_send(std::span<iovec> room) noexce
 bool StreamSocket::on_sent(IoResult result) noexcept {
   if (result.ok()) {
     const auto sent = std::min(static_cast<std::size_t>(result.value), queue_.size_bytes());
+    engine_.metrics().bytes_sent.add(sent);
     queue_.advance(sent, [this](WriteQueue::Owner owner) { events_.drop_owner(owner); });
     return !queue_.empty();
   }
