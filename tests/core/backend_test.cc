@@ -780,7 +780,10 @@ TEST(EpollBackend, StreamThatCannotBeWatchedIsReportedInsteadOfStalling) {
   backend.start_receive(channel);
   for (int i = 0; i < 2; ++i) {
     backend.apply_changes();
-    ASSERT_TRUE(backend.wait(-1).ok()) << "a refused channel must not let the loop sleep";
+    const IoResult waited = backend.wait(-1);
+    // Interrupted, where the kernel is still taking down the ring of another test.
+    ASSERT_TRUE(waited.ok() || waited.error == EINTR)
+        << "a refused channel must not let the loop sleep";
     ReadyQueue ready;
     backend.collect(ready);
     ASSERT_EQ(ready.size(), 1U);
