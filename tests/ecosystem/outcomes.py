@@ -20,6 +20,11 @@ ORDER = ("xfailed", "passed", "skipped", "failed")
 outcomes: dict[str, str] = {}
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # Known by a plugin that nothing here needs.
+    config.addinivalue_line("markers", "trio: left out, because no loop of asyncio's runs")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     only = os.environ.get("ECOSYSTEM_ONLY")
     wanted = set(Path(only).read_text().splitlines()) if only else None
@@ -34,6 +39,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _is_of_trio(item: pytest.Item) -> bool:
     """Whether the test is a suite's variant for the other library: no loop of asyncio's runs."""
+    if item.get_closest_marker("trio"):
+        return True
     parameters: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
     backend = parameters.get("anyio_backend")
     return (backend[0] if isinstance(backend, tuple) else backend) == "trio"

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import only_loop
-import page
+import results_page
 import sources
 from suites import SUITES, Part, Suite
 
@@ -428,7 +428,7 @@ def main(argv: list[str]) -> int:
         for name in arguments.suites:
             good = run_suite(name, arguments, entries) and good
         if arguments.docs:
-            page.write(BUILD, REPO / "docs/dev/ecosystem.md", SUITES)
+            results_page.write(BUILD, REPO / "docs/dev/ecosystem.md", SUITES)
     except (RunError, sources.SourceError, OSError, ValueError) as error:
         print(f"ecosystem: cannot run: {error}", file=sys.stderr)
         return 2
