@@ -2,12 +2,13 @@
 
     python scripts/matrix.py                   the whole matrix; about an hour
     python scripts/matrix.py --only 3.13t      one Python
+    python scripts/matrix.py --what TLS        only what has this in its name
     python scripts/matrix.py --out FILE        the table (default: docs/dev/matrix.md)
 
 For each Python: all Python tests, which take every way of doing TLS, and the interpreter's own
 asyncio tests with cpploop as the loop, those of TLS once for each way. Once, on the newest ordinary
 Python: the Python tests and asyncio's own under AddressSanitizer and UBSan. The engine's tests run
-plain, with ASan+UBSan and with TSan. With --only, the table's other rows stay as they are.
+plain, with ASan+UBSan and with TSan. What is not run keeps its rows in the table.
 """
 
 from __future__ import annotations
@@ -42,9 +43,12 @@ class Row:
 @dataclass
 class Matrix:
     rows: list[Row] = field(default_factory=list)
+    wanted: str = ""
 
     def run(self, python: str, what: str, command: list[str], **environment: str) -> bool:
         """Runs one cell; its whole output goes to a log, its last figures into the table."""
+        if self.wanted not in what and what != "build":
+            return True
         name = re.sub(r"[^\w.]+", "-", f"{python}-{what}").strip("-")
         row = Row(python, what, commit=current_commit())
         self.rows.append(row)
@@ -180,9 +184,10 @@ def main() -> int:
     )
     parser.add_argument("--only", action="append", help="a Python, `engine` or `asan`")
     parser.add_argument("--out", type=Path, default=REPO / "docs" / "dev" / "matrix.md")
+    parser.add_argument("--what", default="", help="a part of the name of what is to run")
     arguments = parser.parse_args()
     LOGS.mkdir(parents=True, exist_ok=True)
-    matrix = Matrix()
+    matrix = Matrix(wanted=arguments.what)
     wanted = arguments.only or ["engine", *pythons(), "asan"]
     for name in wanted:
         if name == "engine":
