@@ -52,6 +52,7 @@ class Loop(_native.Loop, _tls.TlsLoop, ResolvingLoop, SpawningLoop, ObservedLoop
         # The engine is the selector; asyncio's constructor would make one of its own for None.
         super().__init__(SelectorView(self))
         self._listeners: dict[int, _native.Listener] = {}
+        self._trace_if_asked_for()
 
     def __repr__(self) -> str:
         name = "cpploop.Loop" if type(self) is Loop else type(self).__name__

@@ -18,8 +18,7 @@ class ObservedLoop(asyncio.SelectorEventLoop):
 
     _trace: Trace | None = None
 
-    def __init__(self, selector: Any = None) -> None:
-        super().__init__(selector)
+    def _trace_if_asked_for(self) -> None:
         if os.environ.get("CPPLOOP_TRACE"):
             from ._trace import trace_from_environment
 
