@@ -44,13 +44,15 @@ class Row:
 class Matrix:
     rows: list[Row] = field(default_factory=list)
     wanted: str = ""
+    # Before the table itself makes the checkout another one.
+    commit: str = field(default_factory=lambda: current_commit())
 
     def run(self, python: str, what: str, command: list[str], **environment: str) -> bool:
         """Runs one cell; its whole output goes to a log, its last figures into the table."""
         if self.wanted not in what and what != "build":
             return True
         name = re.sub(r"[^\w.]+", "-", f"{python}-{what}").strip("-")
-        row = Row(python, what, commit=current_commit())
+        row = Row(python, what, commit=self.commit)
         self.rows.append(row)
         print(f"== {python}: {what}", flush=True)
         started = time.monotonic()
