@@ -109,11 +109,16 @@ void IoUringBackend::enter_ring() noexcept {
     set_ready_ = false;
     unsent_.insert(unsent_.end(), sends_.begin(), sends_.end());
     sends_.clear();
-    try {
-      watch_wakeup(wakeup_fd_, true);
-    } catch (const std::exception&) {
-      // The set is full or gone: a wake-up is noticed at the next event then.
-    }
+    const auto watch = [this]() noexcept {
+      try {
+        watch_wakeup(wakeup_fd_, true);
+        return true;
+      } catch (const std::exception&) {
+        return false;
+      }
+    };
+    // False when the set is full or gone: a wake-up is noticed at the next event then.
+    (void)watch();
   }
   for (const Line& line : lines_) {
     Channel* channel = find(line.id);
@@ -679,7 +684,7 @@ void IoUringBackend::look_again(Channel& channel) noexcept {
   try {
     again_.push_back(channel.id);
   } catch (const std::bad_alloc&) {
-    // With the next change, then, or the next bytes.
+    return;  // With the next change, then, or the next bytes.
   }
 }
 
@@ -701,7 +706,7 @@ void IoUringBackend::keep_bytes(Line& line) noexcept {
       ring_->give_back(id);
     }
   } catch (const std::bad_alloc&) {
-    // They stay where they are.
+    return;  // They stay where they are.
   }
 }
 
