@@ -281,12 +281,13 @@ def test_leaves_run_forever(loop: Any, kind: type[BaseException], name: str) -> 
             loop.call_later(0.001, leave)
         else:
             loop.call_soon(leave)
-        loop.call_later(0.01, order.append, "timer")
+        # Late enough not to be due beside the one that leaves, on a busy machine either.
+        loop.call_later(0.1, order.append, "timer")
         with pytest.raises(kind, match="leave"):
             loop.run_forever()
         assert not loop.is_running() and asyncio._get_running_loop() is None
         loop.call_soon(order.append, "soon")
-        loop.call_later(0.02, loop.stop)
+        loop.call_later(0.12, loop.stop)
         loop.run_forever()
         assert order == ["soon", "timer"]
         assert contexts == []
