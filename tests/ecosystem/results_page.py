@@ -15,7 +15,7 @@ from its source distribution (websockets' from Debian's source package), run onc
 control and once with cpploop as the only loop of every process. "On asyncio" is how many tests pass
 there, "on cpploop" how many of these pass on cpploop, "loops" how many loops ran in the second run:
 each was looked at when it started to run, and each was cpploop's. The variants of tests for trio
-are left out, and so are httpcore's tests of its synchronous half.
+are left out, and so are websockets' and httpcore's tests of their synchronous halves.
 
 | project | Python | on asyncio | on cpploop | exceptions | skipped | loops | processes |
 |---|---|---:|---:|---:|---:|---:|---:|
