@@ -268,6 +268,7 @@ void Loop::io_ended() {
 
 void Loop::start_trace(PyObject* name_of, std::size_t limit) {
   tracer_ = std::make_unique<Tracer>(name_of, limit);
+  blocked_ns_ = 0;  // Of an earlier trace, when another thread begins this one during a wait.
   engine_.time_callbacks(true);
 }
 

@@ -2,6 +2,7 @@
 
 #include <sys/uio.h>
 
+#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -238,6 +239,20 @@ class Backend {
   virtual void accept(Channel& channel) = 0;
   virtual void finish_connect(Channel& channel);
   virtual void finish_sends() noexcept {}
+
+  // Has a stream's sink make room and tells it what `read(channel, room)` found. Making room may
+  // run the user's code, and that may close the connection: then there is nothing to be read.
+  template <typename Read>
+  void read_for(const Channel& channel, Read read) {
+    auto* sink = static_cast<StreamSink*>(channel.sink);
+    const ChannelId id = channel.id;
+    const ReceiveBuffer room = sink->receive_buffer();
+    if (room.size == 0) {
+      return;
+    }
+    Channel* still = find(id);
+    sink->on_received(still == nullptr ? IoResult::failure(EAGAIN) : read(*still, room));
+  }
 
   [[nodiscard]] Channel* find(ChannelId id) const noexcept {
     if (id.slot >= slots_.size()) {

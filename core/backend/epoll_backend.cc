@@ -43,15 +43,14 @@ EpollBackend::EpollBackend(int wakeup_fd) : events_(kEventsPerWait) {
     throw std::system_error(created.error, std::generic_category(), "epoll_create1");
   }
   epoll_fd_.reset(static_cast<int>(created.value));
-  watch_wakeup(wakeup_fd, true);
-}
-
-void EpollBackend::watch_wakeup(int wakeup_fd, bool watched) {
-  const int error = watched ? os::epoll_add(epoll_fd_.get(), wakeup_fd, EPOLLIN, kWakeupData)
-                            : os::epoll_remove(epoll_fd_.get(), wakeup_fd);
-  if (error != 0) {
+  if (const int error = watch_wakeup(wakeup_fd, true); error != 0) {
     throw std::system_error(error, std::generic_category(), "epoll_ctl");
   }
+}
+
+int EpollBackend::watch_wakeup(int wakeup_fd, bool watched) noexcept {
+  return watched ? os::epoll_add(epoll_fd_.get(), wakeup_fd, EPOLLIN, kWakeupData)
+                 : os::epoll_remove(epoll_fd_.get(), wakeup_fd);
 }
 
 IoResult EpollBackend::send(Channel& channel, std::span<const iovec> parts) noexcept {
@@ -233,16 +232,9 @@ void EpollBackend::collect(ReadyQueue& ready) {
 }
 
 void EpollBackend::receive(Channel& channel) {
-  auto* sink = static_cast<StreamSink*>(channel.sink);
-  const int fd = channel.fd;
-  const ChannelId id = channel.id;
-  const ReceiveBuffer buffer = sink->receive_buffer();
-  if (buffer.size == 0) {
-    return;
-  }
-  // Making room may have run the user's code, and that may have closed the connection.
-  sink->on_received(find(id) == nullptr ? IoResult::failure(EAGAIN)
-                                        : os::receive(fd, buffer.data, buffer.size));
+  read_for(channel, [](const Channel& still, const ReceiveBuffer& room) {
+    return os::receive(still.fd, room.data, room.size);
+  });
 }
 
 bool EpollBackend::deliver_datagrams(ChannelId id, const IoResult& result) {

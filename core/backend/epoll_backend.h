@@ -42,7 +42,8 @@ class EpollBackend : public Backend {
 
   [[nodiscard]] int set_fd() const noexcept { return epoll_fd_.get(); }
   // Whether the set itself reports the wake-up descriptor, or whoever derives from this does.
-  void watch_wakeup(int wakeup_fd, bool watched);
+  // 0 or an errno.
+  [[nodiscard]] int watch_wakeup(int wakeup_fd, bool watched) noexcept;
   [[nodiscard]] bool has_refused() const noexcept { return !failed_.empty(); }
   [[nodiscard]] std::int64_t limit_by_refusals(std::int64_t timeout_ns) const noexcept;
   // True in a forked child and after close(): the kernel's set is not to be touched.

@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <cstring>
 #include <new>
+#include <system_error>
 #include <utility>
 
 namespace cpploop {
@@ -56,7 +57,10 @@ IoUringBackend::IoUringBackend(int wakeup_fd, std::unique_ptr<os::IoRing> ring)
       ring_(std::move(ring)),
       messages_(kSendsPerPoll),
       parts_(kPartsPerPoll) {
-  watch_wakeup(wakeup_fd, false);  // The ring's to watch, which saves a look into the set.
+  // The ring's to watch, which saves a look into the set.
+  if (const int error = watch_wakeup(wakeup_fd, false); error != 0) {
+    throw std::system_error(error, std::generic_category(), "epoll_ctl");
+  }
   batches_sends_ = true;
 }
 
@@ -107,18 +111,11 @@ void IoUringBackend::enter_ring() noexcept {
     // epoll serves what the ring did; what was received already is delivered all the same.
     batches_sends_ = false;
     set_ready_ = false;
-    unsent_.insert(unsent_.end(), sends_.begin(), sends_.end());
-    sends_.clear();
-    const auto watch = [this]() noexcept {
-      try {
-        watch_wakeup(wakeup_fd_, true);
-        return true;
-      } catch (const std::exception&) {
-        return false;
-      }
-    };
-    // False when the set is full or gone: a wake-up is noticed at the next event then.
-    (void)watch();
+    for (const ChannelId id : std::exchange(sends_, {})) {
+      send_at_collect(id);
+    }
+    // Fails when the set is full or gone: a wake-up is noticed at the next event then.
+    (void)watch_wakeup(wakeup_fd_, true);
   }
   for (const Line& line : lines_) {
     Channel* channel = find(line.id);
@@ -254,8 +251,7 @@ void IoUringBackend::forget(Channel& channel) noexcept {
     } else if (waiting_) {
       orphan(*line);
     } else {
-      leave_ring();
-      enter_ring();
+      move_to_this_thread();
     }
   }
   drop_pending(*line);
@@ -455,6 +451,19 @@ void IoUringBackend::prepare_sends() noexcept {
   sends_.erase(sends_.begin(), sends_.begin() + static_cast<std::ptrdiff_t>(done));
 }
 
+void IoUringBackend::send_at_collect(ChannelId id) noexcept {
+  Channel* channel = find(id);
+  if (channel == nullptr) {
+    return;
+  }
+  channel->send_due = false;
+  try {
+    unsent_.push_back(id);
+  } catch (const std::bad_alloc&) {
+    want_send_ready(*channel);  // Reported by the kernel instead, when there is room.
+  }
+}
+
 void IoUringBackend::finish_sends() noexcept {
   const auto settled = [this] {
     return std::all_of(outgoing_.begin(), outgoing_.begin() + sends_out_,
@@ -483,11 +492,7 @@ void IoUringBackend::finish_sends() noexcept {
     if (!static_cast<StreamSink*>(channel->sink)->on_sent(outcome)) {
       continue;
     }
-    try {
-      unsent_.push_back(outgoing_[i].id);
-    } catch (const std::bad_alloc&) {
-      want_send_ready(*channel);  // Reported by the kernel instead, when there is room.
-    }
+    send_at_collect(outgoing_[i].id);
   }
   if (ring_->unsubmitted() != 0) {
     move_to_this_thread();  // Nothing may be submitted later that points to memory of now.
@@ -761,53 +766,38 @@ void IoUringBackend::receive(Channel& channel) {
 }
 
 void IoUringBackend::receive_pending(Channel& channel) {
-  auto* sink = static_cast<StreamSink*>(channel.sink);
   const ChannelId id = channel.id;
-  const ReceiveBuffer buffer = sink->receive_buffer();
-  // Making room may have run the user's code, and that may have closed the connection.
-  Channel* still = find(id);
-  Line* line = still == nullptr ? nullptr : line_of(*still);
-  if (buffer.size != 0) {
-    IoResult result = IoResult::failure(EAGAIN);
+  read_for(channel, [this](const Channel& still, const ReceiveBuffer& room) {
+    Line* line = line_of(still);
     if (line != nullptr && line->has_bytes()) {
-      const std::size_t count = copy_out(*line, static_cast<char*>(buffer.data), buffer.size);
-      result = IoResult::success(static_cast<std::int64_t>(count));
-    } else if (line != nullptr && line->end) {
-      line->end = false;
-      result = line->error == 0 ? IoResult::success(0)
-                                : IoResult::failure(std::exchange(line->error, 0));
+      const std::size_t count = copy_out(*line, static_cast<char*>(room.data), room.size);
+      return IoResult::success(static_cast<std::int64_t>(count));
     }
-    sink->on_received(result);
-  }
-  still = find(id);
-  if (still != nullptr && still->wants(kWantReadable)) {
+    if (line == nullptr || !line->end) {
+      return IoResult::failure(EAGAIN);
+    }
+    line->end = false;
+    return line->error == 0 ? IoResult::success(0)
+                            : IoResult::failure(std::exchange(line->error, 0));
+  });
+  if (Channel* still = find(id); still != nullptr && still->wants(kWantReadable)) {
     note_change(*still);  // What is left comes with the next poll.
   }
 }
 
 void IoUringBackend::receive_by_call(Channel& channel) {
-  auto* sink = static_cast<StreamSink*>(channel.sink);
-  const int fd = channel.fd;
-  const ChannelId id = channel.id;
-  const ReceiveBuffer buffer = sink->receive_buffer();
-  if (buffer.size == 0) {
-    return;
-  }
-  Channel* still = find(id);
-  if (still == nullptr) {
-    sink->on_received(IoResult::failure(EAGAIN));
-    return;
-  }
-  const IoResult result = os::receive(fd, buffer.data, buffer.size);
-  if (Line* line = line_of(*still); line != nullptr && result.ok()) {
-    const bool small = result.value < static_cast<std::int64_t>(os::IoRing::kBufferSize);
-    line->run_length = small ? static_cast<std::uint8_t>(line->run_length + 1) : std::uint8_t{0};
-    if (line->run_length >= kSmallReadsForRing) {
-      line->by_poll = false;
-      line->run_length = 0;
+  read_for(channel, [this](const Channel& still, const ReceiveBuffer& room) {
+    const IoResult result = os::receive(still.fd, room.data, room.size);
+    if (Line* line = line_of(still); line != nullptr && result.ok()) {
+      const bool small = result.value < static_cast<std::int64_t>(os::IoRing::kBufferSize);
+      line->run_length = small ? static_cast<std::uint8_t>(line->run_length + 1) : std::uint8_t{0};
+      if (line->run_length >= kSmallReadsForRing) {
+        line->by_poll = false;
+        line->run_length = 0;
+      }
     }
-  }
-  sink->on_received(result);
+    return result;
+  });
 }
 
 }  // namespace cpploop

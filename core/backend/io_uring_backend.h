@@ -108,6 +108,8 @@ class IoUringBackend final : public EpollBackend {
   void make_room() noexcept;
   void arm_own_polls() noexcept;
   void prepare_sends() noexcept;
+  // What did not go out with a poll: the next collect() has it sent.
+  void send_at_collect(ChannelId id) noexcept;
   [[nodiscard]] bool prepare_send(Channel& channel) noexcept;
   [[nodiscard]] IoResult with_reason(const Channel& channel, IoResult result) noexcept;
 

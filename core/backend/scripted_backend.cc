@@ -329,20 +329,11 @@ IoResult ScriptedBackend::take_incoming(int fd, const ReceiveBuffer& buffer) {
 }
 
 void ScriptedBackend::receive(Channel& channel) {
-  auto* sink = static_cast<StreamSink*>(channel.sink);
-  const int fd = channel.fd;
-  const ChannelId id = channel.id;
-  const ReceiveBuffer buffer = sink->receive_buffer();
-  if (buffer.size == 0) {
-    return;
-  }
-  if (find(id) == nullptr) {
-    sink->on_received(IoResult::failure(EAGAIN));
-    return;
-  }
-  const IoResult result = take_incoming(fd, buffer);
-  record("receive", fd, buffer.size, result);
-  sink->on_received(result);
+  read_for(channel, [this](const Channel& still, const ReceiveBuffer& room) {
+    const IoResult result = take_incoming(still.fd, room);
+    record("receive", still.fd, room.size, result);
+    return result;
+  });
 }
 
 void ScriptedBackend::receive_datagrams(Channel& channel) {

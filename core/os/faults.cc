@@ -370,19 +370,7 @@ long epoll_pwait2(int epoll, epoll_event* events, int capacity,
                   const std::timespec* timeout) noexcept {
   const auto fault = draw(Call::epoll_pwait2, [] { return Choice{faults::kWaitBenign, {}, {}}; });
   const auto fewer = static_cast<int>(shortened(static_cast<std::size_t>(capacity), fault));
-  if (fails(fault)) {
-    return -1;
-  }
-#ifdef SYS_epoll_pwait2
-  return ::syscall(SYS_epoll_pwait2, epoll, events, fewer, timeout, nullptr, 0);
-#else
-  (void)epoll;
-  (void)events;
-  (void)fewer;
-  (void)timeout;
-  errno = ENOSYS;
-  return -1;
-#endif
+  return fails(fault) ? -1 : plain_epoll_pwait2(epoll, events, fewer, timeout);
 }
 
 }  // namespace cpploop::os::kernel

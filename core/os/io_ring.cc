@@ -91,8 +91,17 @@ struct IoRing::Implementation {
                           io_uring_buf_ring_mask(kBuffers), offset);
   }
 
-  // The next entry, or null when the queue is full.
-  [[nodiscard]] io_uring_sqe* entry() noexcept { return io_uring_get_sqe(&ring); }
+  // Puts one operation into the queue, as `fill` says it. False when the queue is full.
+  template <typename Fill>
+  [[nodiscard]] bool prepare(std::uint64_t user_data, Fill fill) noexcept {
+    io_uring_sqe* sqe = io_uring_get_sqe(&ring);
+    if (sqe == nullptr) {
+      return false;
+    }
+    fill(sqe);
+    io_uring_sqe_set_data64(sqe, user_data);
+    return true;
+  }
 
   io_uring ring{};
   bool open = false;
@@ -142,61 +151,43 @@ std::unique_ptr<IoRing> IoRing::open(Refusal& refusal) noexcept {
 }
 
 bool IoRing::poll(int fd, bool readable, std::uint64_t user_data) noexcept {
-  io_uring_sqe* sqe = impl_->entry();
-  if (sqe != nullptr) {
+  return impl_->prepare(user_data, [&](io_uring_sqe* sqe) {
     io_uring_prep_poll_add(sqe, fd, readable ? POLLIN : POLLOUT);
-    io_uring_sqe_set_data64(sqe, user_data);
-  }
-  return sqe != nullptr;
+  });
 }
 
 bool IoRing::receive_many(int fd, std::uint64_t user_data) noexcept {
-  io_uring_sqe* sqe = impl_->entry();
-  if (sqe != nullptr) {
+  return impl_->prepare(user_data, [&](io_uring_sqe* sqe) {
     io_uring_prep_recv_multishot(sqe, fd, nullptr, 0, 0);
     io_uring_sqe_set_flags(sqe, IOSQE_BUFFER_SELECT);
     sqe->buf_group = kBufferGroup;
-    io_uring_sqe_set_data64(sqe, user_data);
-  }
-  return sqe != nullptr;
+  });
 }
 
 bool IoRing::send(int fd, const void* data, std::size_t size, std::uint64_t user_data) noexcept {
-  io_uring_sqe* sqe = impl_->entry();
-  if (sqe != nullptr) {
+  return impl_->prepare(user_data, [&](io_uring_sqe* sqe) {
     io_uring_prep_send(sqe, fd, data, size, MSG_NOSIGNAL | MSG_DONTWAIT);
-    io_uring_sqe_set_data64(sqe, user_data);
-  }
-  return sqe != nullptr;
+  });
 }
 
 bool IoRing::send_message(int fd, const msghdr* message, std::uint64_t user_data) noexcept {
-  io_uring_sqe* sqe = impl_->entry();
-  if (sqe != nullptr) {
+  return impl_->prepare(user_data, [&](io_uring_sqe* sqe) {
     io_uring_prep_sendmsg(sqe, fd, message, MSG_NOSIGNAL | MSG_DONTWAIT);
-    io_uring_sqe_set_data64(sqe, user_data);
-  }
-  return sqe != nullptr;
+  });
 }
 
 bool IoRing::cancel(std::uint64_t target, std::uint64_t user_data) noexcept {
-  io_uring_sqe* sqe = impl_->entry();
-  if (sqe != nullptr) {
+  return impl_->prepare(user_data, [&](io_uring_sqe* sqe) {
     io_uring_prep_cancel64(sqe, target, 0);
     io_uring_sqe_set_flags(sqe, IOSQE_CQE_SKIP_SUCCESS);
-    io_uring_sqe_set_data64(sqe, user_data);
-  }
-  return sqe != nullptr;
+  });
 }
 
 bool IoRing::cancel_all(std::uint64_t user_data) noexcept {
-  io_uring_sqe* sqe = impl_->entry();
-  if (sqe != nullptr) {
+  return impl_->prepare(user_data, [&](io_uring_sqe* sqe) {
     io_uring_prep_cancel64(sqe, 0, IORING_ASYNC_CANCEL_ALL | IORING_ASYNC_CANCEL_ANY);
     io_uring_sqe_set_flags(sqe, IOSQE_CQE_SKIP_SUCCESS);
-    io_uring_sqe_set_data64(sqe, user_data);
-  }
-  return sqe != nullptr;
+  });
 }
 
 unsigned IoRing::unsubmitted() const noexcept { return io_uring_sq_ready(&impl_->ring); }

@@ -16,6 +16,21 @@
 // (faults.h) and else do the same.
 namespace cpploop::os::kernel {
 
+// The C library has it since 2.35 only.
+[[nodiscard]] inline long plain_epoll_pwait2(int epoll, epoll_event* events, int capacity,
+                                             const std::timespec* timeout) noexcept {
+#ifdef SYS_epoll_pwait2
+  return ::syscall(SYS_epoll_pwait2, epoll, events, capacity, timeout, nullptr, 0);
+#else
+  (void)epoll;
+  (void)events;
+  (void)capacity;
+  (void)timeout;
+  errno = ENOSYS;
+  return -1;
+#endif
+}
+
 #ifdef CPPLOOP_FAULTS
 
 [[nodiscard]] ssize_t recv(int fd, void* buffer, std::size_t size, int flags) noexcept;
@@ -61,19 +76,9 @@ using ::sendto;
 using ::write;
 using ::writev;
 
-// The C library has it since 2.35 only.
 [[nodiscard]] inline long epoll_pwait2(int epoll, epoll_event* events, int capacity,
                                        const std::timespec* timeout) noexcept {
-#ifdef SYS_epoll_pwait2
-  return ::syscall(SYS_epoll_pwait2, epoll, events, capacity, timeout, nullptr, 0);
-#else
-  (void)epoll;
-  (void)events;
-  (void)capacity;
-  (void)timeout;
-  errno = ENOSYS;
-  return -1;
-#endif
+  return plain_epoll_pwait2(epoll, events, capacity, timeout);
 }
 
 #endif

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from types import TracebackType
     from typing import Self
 
     from ._loop import Loop
@@ -68,12 +67,9 @@ class Exposure:
         self._pid = os.getpid()
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            # Nobody else can connect even in the moment before the mode is set.
-            before = os.umask(0o177)
-            try:
-                self._server.bind(str(path))
-            finally:
-                os.umask(before)
+            self._server.bind(str(path))
+            # Nobody can connect before it listens.
+            path.chmod(0o600)
             self._server.listen(8)
         except BaseException:
             self._server.close()
@@ -97,12 +93,7 @@ class Exposure:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         self.close()
 
     def _serve(self) -> None:

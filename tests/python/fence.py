@@ -16,7 +16,14 @@ NUMBERS = {
     "x86_64": {"accept4": 288, "recvmmsg": 299},
     "aarch64": {"accept4": 242, "recvmmsg": 243},
 }
-COMMON = {"pidfd_send_signal": 424, "pidfd_open": 434, "epoll_pwait2": 441}
+COMMON = {
+    "pidfd_send_signal": 424,
+    "io_uring_setup": 425,
+    "io_uring_enter": 426,
+    "io_uring_register": 427,
+    "pidfd_open": 434,
+    "epoll_pwait2": 441,
+}
 CALLS = ("epoll_pwait2", "accept4", "recvmmsg", "pidfd_open", "pidfd_send_signal")
 
 _SET_NO_NEW_PRIVS, _SET_SECCOMP, _FILTER = 38, 22, 2

@@ -146,14 +146,6 @@ def plot(samples: list[Sample], path: Path) -> None:
     )
 
 
-def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
-    if name == "asyncio":
-        return asyncio.SelectorEventLoop
-    import cpploop
-
-    return cpploop.new_event_loop
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -174,7 +166,7 @@ def main() -> int:
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(2**32)
     print(f"soak: {seconds:.0f} s on {options.loop}, seed {seed}: {', '.join(names)}", flush=True)
 
-    new_loop = loop_factory(options.loop)
+    new_loop = support.factory(options.loop)
     reports: list[str] = []
     with tempfile.TemporaryDirectory(prefix="cpploop-soak-") as folder:
         certificates = support.make_certificates(Path(folder))

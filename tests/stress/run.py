@@ -15,13 +15,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import faulthandler
-import functools
 import gc
 import os
 import random
 import socket
 import ssl
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,7 +30,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(1, str(Path(__file__).resolve().parent.parent / "python"))
 
+import support
 from churn import Churn
 from clients import Clients
 from tagged import Account
@@ -192,7 +192,7 @@ class Run:
         self.seed: int = arguments.seed
         self.account = Account()
         self.contexts = contexts
-        self.factory = _factory(arguments.loop)
+        self.factory = support.factory(arguments.loop)
         self.native = _native_of(arguments.loop)
         self.ways: list[str] = arguments.only
         self.churned = self.phases = 0
@@ -256,14 +256,6 @@ class Run:
         return 1 if account.problems else 0
 
 
-def _factory(name: str) -> Any:
-    if name == "asyncio":
-        return asyncio.SelectorEventLoop
-    import cpploop
-
-    return cpploop.new_event_loop
-
-
 def _native_of(name: str) -> Any:
     """What sets the faults, where this build has it."""
     if name == "asyncio":
@@ -280,24 +272,10 @@ def _descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-@functools.cache
-def make_contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+def _contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
     with tempfile.TemporaryDirectory() as folder:
-        certificate, key = Path(folder) / "certificate.pem", Path(folder) / "key.pem"
-        subprocess.run(
-            [
-                *("openssl", "req", "-x509", "-nodes", "-days", "30", "-subj", "/CN=localhost"),
-                *("-addext", "subjectAltName=DNS:localhost"),
-                *("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
-                *("-keyout", str(key), "-out", str(certificate)),
-            ],
-            check=True,
-            capture_output=True,
-        )
-        server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        server.load_cert_chain(certificate, key)
-        client = ssl.create_default_context(cafile=str(certificate))
-    return server, client
+        certificates = support.make_certificates(Path(folder))
+        return certificates.server_context(), certificates.client_context()
 
 
 def main() -> int:
@@ -320,7 +298,7 @@ def main() -> int:
     # The other thread is to come in between everywhere.
     sys.setswitchinterval(0.0005)
     socket.setdefaulttimeout(None)
-    run = Run(arguments, make_contexts())
+    run = Run(arguments, _contexts())
     begun = time.monotonic()
     run.go(arguments.seconds)
     return run.report(time.monotonic() - begun)
