@@ -41,6 +41,8 @@ LOOPS = ("asyncio", "cpploop")
 # More misses than this are no accident of timing, and running them again would only take long.
 RETRY_LIMIT = 60
 TRIES = 2
+# What an index of packages refuses once, it may give a little later.
+PAUSES_S = (5, 30)
 
 
 class RunError(Exception):
@@ -111,7 +113,7 @@ class Workshop:
         command = [REPO / "scripts/venv.sh", "--no-test"]
         for name in ("ecosystem-build", f"ecosystem-{self.suite.name}"):
             command += ["--with", name]
-        run_quietly([*command, self.arguments.python, self.venv], "the environment", 1800)
+        make_environment([*command, self.arguments.python, self.venv])
         site = next((self.venv / "lib").glob("python*/site-packages"))
         (site / "cpploop_only_loop.pth").write_text(
             f"import sys; sys.path.append({str(HERE)!r}); import only_loop; only_loop.install()\n"
@@ -127,7 +129,18 @@ class Workshop:
         (self.venv / only_loop.STATE).unlink(missing_ok=True)
 
     def run(self, part: Part, loop: str, only: Iterable[str] | None = None) -> Record:
-        """Runs a part's tests once; those of ONLY one after the other."""
+        """Runs a part's tests; those of ONLY one after the other.
+
+        A run that broke off tells nothing of the tests, and is made once more.
+        """
+        only = None if only is None else list(only)
+        try:
+            return self.run_once(part, loop, only)
+        except RunError as error:
+            say(f"  once more, because it broke off: {error}")
+            return self.run_once(part, loop, only)
+
+    def run_once(self, part: Part, loop: str, only: list[str] | None) -> Record:
         folder = self.folder / part.project
         record, outcomes = folder / "loops.txt", folder / "outcomes.json"
         log = folder / f"{loop}{'' if only is None else '-again'}.log"
@@ -155,15 +168,15 @@ class Workshop:
                     timeout=self.arguments.limit,
                 ).returncode
         except subprocess.TimeoutExpired:
-            raise RunError(f"not done after {self.arguments.limit} s; see {log}") from None
+            raise RunError(f"not done after {self.arguments.limit} s: {end_of(log)}") from None
         finally:
             self.clear_state()
         # 0 and 1: tests ran; 5: none was asked for.
         if status not in (0, 1, 5) or not outcomes.exists():
-            raise RunError(f"pytest ended with {status}; see {log}")
+            raise RunError(f"pytest ended with {status}: {end_of(log)}")
         found = read_record(outcomes, record, time.monotonic() - started)
         if broken := [name for name in found.outcomes if name.endswith("(collecting)")]:
-            raise RunError(f"{broken[0].split()[0]} cannot be imported; see {log}")
+            raise RunError(f"{broken[0].split()[0]} cannot be imported: {end_of(log)}")
         return found
 
     def pytest(self, part: Part, *, alone: bool) -> list[str]:
@@ -190,18 +203,28 @@ def read_record(outcomes: Path, record: Path, seconds: float) -> Record:
     return Record(json.loads(outcomes.read_text()), loops, strangers, len(pids), seconds)
 
 
-def run_quietly(command: list[Any], what: str, limit: float) -> None:
-    made = subprocess.run(
-        [str(word) for word in command],
-        cwd=REPO,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=limit,
-    )
-    if made.returncode:
-        raise RunError(f"{what} could not be made:\n{made.stdout[-3000:]}")
+def end_of(log: Path) -> str:
+    """The last lines of a log, for a message that must do without the file."""
+    lines = log.read_text(errors="replace").splitlines()
+    return "\n".join([f"the end of {log.relative_to(REPO)}", *lines[-20:]])
+
+
+def make_environment(command: list[Any]) -> None:
+    """Raises GoneError with the end of what COMMAND said, when it failed and failed again."""
+    for pause_s in (*PAUSES_S, None):
+        made = subprocess.run(
+            [str(word) for word in command],
+            cwd=REPO,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        if not made.returncode:
+            return
+        if pause_s is not None:
+            time.sleep(pause_s)
+    raise sources.GoneError(f"the environment could not be made:\n{made.stdout[-2000:]}")
 
 
 def with_localhost() -> list[str]:
@@ -353,14 +376,23 @@ def summary(workshop: Workshop, verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def run_suite(name: str, arguments: argparse.Namespace, entries: list[Entry]) -> bool:
-    workshop = Workshop(SUITES[name], arguments)
+def try_suite(name: str, arguments: argparse.Namespace, entries: list[Entry]) -> int:
+    """Runs a suite and returns its exit status; what stops one suite does not stop the others."""
     try:
-        workshop.prepare()
+        return 0 if run_suite(name, arguments, entries) else 1
     except sources.GoneError as error:
         say(f"ecosystem {name}: SKIPPED: {error}")
         say("0 passed, 0 failed, 1 skipped")
-        return True
+        return 0
+    except (RunError, sources.SourceError, OSError, ValueError) as error:
+        say(f"ecosystem {name}: cannot run: {type(error).__name__}: {error}")
+        say("0 passed, 1 failed, 0 skipped")
+        return 2
+
+
+def run_suite(name: str, arguments: argparse.Namespace, entries: list[Entry]) -> bool:
+    workshop = Workshop(SUITES[name], arguments)
+    workshop.prepare()
     good = True
     for part in workshop.suite.parts:
         if part.ours:
@@ -422,19 +454,19 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> int:
     arguments = parse_arguments(argv)
-    good = True
+    status = 0
     try:
         entries = load_exceptions(HERE / "exceptions.toml")
         for name in arguments.suites:
-            good = run_suite(name, arguments, entries) and good
+            status = max(status, try_suite(name, arguments, entries))
         if arguments.docs:
             results_page.write(BUILD, REPO / "docs/dev/ecosystem.md", SUITES)
-    except (RunError, sources.SourceError, OSError, ValueError) as error:
+    except (RunError, OSError, ValueError) as error:
         print(f"ecosystem: cannot run: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-    return 0 if good else 1
+    return status
 
 
 if __name__ == "__main__":

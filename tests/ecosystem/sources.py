@@ -42,11 +42,14 @@ def fetch(part: Part, python: Path, build: Path) -> Path:
         if f"sha256:{_sha256(found[0])}" in pin:
             return found[0]
         found[0].unlink()
-    _run(
-        [str(python), *PIP, "download", "--require-hashes", "--no-deps", "--no-build-isolation"]
-        + ["--no-binary", ":all:", "--dest", str(archives), "-r", str(pins)],
-        f"{part.project} {version}",
-    )
+    command = [str(python), *PIP, "download", "--require-hashes", "--no-deps"]
+    command += ["--no-build-isolation", "--no-binary", ":all:", "--dest", str(archives)]
+    try:
+        _run([*command, "-r", str(pins)], f"{part.project} {version}")
+    except SourceError as error:
+        if "DO NOT MATCH THE HASHES" in str(error):
+            raise
+        raise GoneError(f"{part.project} {version} is not to be had: {error}") from None
     return archives / f"{part.project}-{version}.tar.gz"
 
 
