@@ -587,8 +587,12 @@ PyObject* StreamTransport::writelines(PyObject* list) {
 }
 
 void StreamTransport::queue_parts(const std::vector<py::Ref>& parts) {
+  std::size_t size = 0;
+  for (const Ref& part : parts) {
+    size += static_cast<std::size_t>(PyBytes_GET_SIZE(part.get()));
+  }
   const bool waited = socket_->waits_for_kernel();
-  const bool send_now = socket_->sends_at_once();
+  const bool send_now = socket_->sends_at_once(size);
   for (const Ref& part : parts) {
     queue_object(part.get(), 0);
   }
@@ -726,7 +730,7 @@ PyObject* StreamTransport::call_connection_lost(PyObject* exception) {
   }
   // What connection_lost() wrote to others is sent before this descriptor closes: the other end
   // may be one of them, and would answer a closed one with another error.
-  loop_->engine().send_all_gathered();
+  loop_->engine().send_held();
   close_descriptor();
   loop_->drop_transport(fd_, self_);
   Ref old_on_data = std::move(on_data_);

@@ -37,12 +37,14 @@ PyObject* transport_writelines(PyObject* self, PyObject* const* values, Py_ssize
 }
 PyObject* transport_can_write_eof(PyObject*, PyObject*) { Py_RETURN_TRUE; }
 PyObject* transport_is_closing(PyObject* self, PyObject*) {
-  // Finalisers ask this wherever the collector runs. There it is a look and nothing more.
+  // Finalisers ask this wherever the collector runs.
   if (transport_of(self).opened() && transport_of(self).loop().is_elsewhere()) {
     return py::boolean(transport_of(self).socket().is_closing());
   }
+  // Servers ask this after every response, and StreamWriter.drain() does: what is held stays held.
+  // That a peer is gone is then found by the send at the end of the turn.
   return with_transport(self, [](T& t) {
-    t.socket().flush();
+    t.socket().flush_unless_held();
     return py::boolean(t.socket().is_closing());
   });
 }

@@ -34,7 +34,7 @@ int Engine::run() {
   do {
     error = turn();
   } while (error == 0 && may_go_on());
-  send_what_is_due();
+  send_held();
   return error;
 }
 
@@ -57,6 +57,7 @@ void Engine::end_busy_period() noexcept {
 // for the next turn.
 int Engine::turn() {
   metrics_.turns.add();
+  flush_gathered();  // Something is left only where memory ran out.
   if (++busy_turns_ > kBusyTurnsMax) {
     busy_turns_ = 0;
     host_.stayed_busy();
@@ -202,6 +203,8 @@ void Engine::run_ready() {
     left_in_turn_ = count - 1;
     run_entry(ready_.pop());
   }
+  flush_gathered();
+  timed_since_ns_ = 0;
 }
 
 void Engine::run_entry(const ReadyEntry& entry) {
@@ -225,9 +228,25 @@ void Engine::run_entry(const ReadyEntry& entry) {
       break;
   }
   in_callback_ = false;
-  if (!flush_list_.empty()) {
+  if (timed_since_ns_ != 0) {
+    after_writing();
+  }
+}
+
+// At the end of a callback that wrote, or that ran while others' writes were held.
+void Engine::after_writing() {
+  const std::int64_t now = monotonic_now_ns();
+  if (now - timed_since_ns_ > kSlowNs) {
+    last_slow_callback_ = callback_serial_.get();
+  }
+  if (flush_after_callback_) {
     flush_gathered();
   }
+  // The last callback's are sent by the end of the turn, or with the poll.
+  if (left_in_turn_ != 0 && has_held() && now - held_since_ns_ > kHoldMaxNs) {
+    send_held();
+  }
+  timed_since_ns_ = has_held() ? now : 0;
 }
 
 // Reading and writing are two callbacks. When the first raises what must leave run(), the second
@@ -245,9 +264,17 @@ void Engine::run_io(const ReadyEntry& entry) {
   }
 }
 
-void Engine::flush_after_callback(StreamSocket& socket) {
+void Engine::hold_write(StreamSocket& socket, Until until) {
+  if (!has_held()) {
+    held_since_ns_ = timed_since_ns_;
+  }
+  if (until == Until::turn_ends && backend_->batches_sends()) {
+    socket.send_with_poll();
+    return;
+  }
   flush_list_.push_back(&socket);
   socket.in_flush_list_ = true;
+  flush_after_callback_ = flush_after_callback_ || until == Until::callback_ends;
 }
 
 void Engine::cancel_flush(StreamSocket& socket) noexcept {
@@ -257,6 +284,10 @@ void Engine::cancel_flush(StreamSocket& socket) noexcept {
 }
 
 void Engine::flush_gathered() {
+  if (flush_list_.empty() || forked()) {
+    return;  // In a forked child it is the parent's to send.
+  }
+  flush_after_callback_ = false;
   // Flushing may run user code (pause_writing), and that may write to other sockets. The list can
   // grow while it is walked; it is not a callback, so those writes go out at once.
   for (std::size_t i = 0; i < flush_list_.size(); ++i) {
@@ -276,14 +307,13 @@ void Engine::flush_gathered() {
 
 void Engine::send_what_is_due() {
   if (backend_->has_sends_due() && !forked() && !closed_) {
-    in_callback_ = false;
     backend_->send_what_is_due();
   }
 }
 
-void Engine::send_all_gathered() {
-  flush_gathered();
+void Engine::send_held() {
   const bool in_callback = std::exchange(in_callback_, false);
+  flush_gathered();
   send_what_is_due();
   in_callback_ = in_callback;
 }
@@ -311,11 +341,9 @@ int Engine::turn_once() {
   if (!busy()) {
     begin_busy_period();
   }
-  if (!flush_list_.empty()) {
-    flush_gathered();  // The turn may wait for an answer to what the caller has written.
-  }
+  send_held();  // The turn may wait for an answer to what the caller has written.
   const int error = turn();
-  send_what_is_due();
+  send_held();
   return error;
 }
 

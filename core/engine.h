@@ -114,18 +114,30 @@ class Engine {
   [[nodiscard]] std::uint64_t callback_serial() const noexcept { return callback_serial_.get(); }
   // Any thread: whether the loop is between two waits, or in a poll that does not block.
   [[nodiscard]] bool busy() const noexcept { return busy_.load(std::memory_order_relaxed); }
-  void flush_after_callback(StreamSocket& socket);
-  void cancel_flush(StreamSocket& socket) noexcept;
-  void flush_gathered();
-  // Whether a small write of this callback is to go out with the next poll, together with others':
-  // where that is cheaper, and not for a callback that is alone in its turn, whose write would only
-  // wait for it to end.
-  [[nodiscard]] bool sends_with_poll() const noexcept {
-    return backend_->batches_sends() && in_callback_ &&
-           (left_in_turn_ != 0 || backend_->has_sends_due());
+  // A callback that writes is timed from its first write on.
+  void time_callback() noexcept {
+    if (timed_since_ns_ == 0) {
+      timed_since_ns_ = monotonic_now_ns();
+    }
   }
-  // Sends everything that was gathered, here and for the next poll.
-  void send_all_gathered();
+  // Whether a callback was slow, of those that were timed since the one of this serial.
+  [[nodiscard]] bool slow_since(std::uint64_t callback_serial) const noexcept {
+    return last_slow_callback_ >= callback_serial;
+  }
+  // Whether what this callback writes may wait for the turn's other callbacks, so that the
+  // receivers of all of them are woken once. One that is alone in its turn would only wait for
+  // itself.
+  [[nodiscard]] bool others_follow() const noexcept {
+    return in_callback_ && (left_in_turn_ != 0 || has_held());
+  }
+  [[nodiscard]] bool last_of_turn() const noexcept { return left_in_turn_ == 0; }
+  enum class Until : std::uint8_t { callback_ends, turn_ends };
+  // Has the socket flushed then, or a millisecond later than now if that is sooner. Throws
+  // std::bad_alloc.
+  void hold_write(StreamSocket& socket, Until until);
+  void cancel_flush(StreamSocket& socket) noexcept;
+  // Sends everything that is held, by whatever callback of whatever socket.
+  void send_held();
 
   // Drops every callback, timer and watcher and refuses posts. What the drops run sees an empty,
   // closed engine. Streams and listeners are detached by their owners.
@@ -139,6 +151,11 @@ class Engine {
 
  private:
   static constexpr std::uint32_t kBusyTurnsMax = 128;
+  // A held write waits this long at most, and for the end of the callback that runs then.
+  static constexpr std::int64_t kHoldMaxNs = 1'000'000;
+  // A callback that goes on for longer than this after it has written, or while others' writes are
+  // held, is slow. Less is what a busy machine takes from a process at a time.
+  static constexpr std::int64_t kSlowNs = 10'000'000;
   static constexpr std::int64_t kLongestWaitNs = 24LL * 3600 * kNanosecondsPerSecond;
 
   void begin_busy_period() noexcept;
@@ -152,6 +169,11 @@ class Engine {
   void run_ready();
   void run_entry(const ReadyEntry& entry);
   void run_io(const ReadyEntry& entry);
+  [[nodiscard]] bool has_held() const noexcept {
+    return !flush_list_.empty() || backend_->has_sends_due();
+  }
+  void after_writing();
+  void flush_gathered();
   void send_what_is_due();
 
   Host& host_;
@@ -165,8 +187,12 @@ class Engine {
   Metrics metrics_;
   Counter callback_serial_{1};
   std::atomic<bool> busy_{false};
-  std::uint32_t busy_turns_ = 0;  // Since the last wait.
-  std::size_t left_in_turn_ = 0;  // Callbacks of this turn behind the one that runs.
+  std::uint32_t busy_turns_ = 0;     // Since the last wait.
+  std::size_t left_in_turn_ = 0;     // Callbacks of this turn behind the one that runs.
+  std::int64_t timed_since_ns_ = 0;  // Zero: nothing was written and nothing is held.
+  std::int64_t held_since_ns_ = 0;
+  std::uint64_t last_slow_callback_ = 0;
+  bool flush_after_callback_ = false;
   const std::uint32_t fork_generation_ = os::fork_generation();
   bool in_callback_ = false;
   bool stopping_ = false;

@@ -83,6 +83,10 @@ class ScriptedBackend final : public Backend {
   [[nodiscard]] const std::string& sent(int fd) { return script(fd).sent; }
   // How many bytes the kernel was offered by each send, in order.
   [[nodiscard]] const std::vector<std::size_t>& offers(int fd) { return script(fd).offers; }
+  void forget_sent(int fd) {
+    script(fd).sent.clear();
+    script(fd).offers.clear();
+  }
   // Wanted bits that the kernel has been told.
   [[nodiscard]] std::uint8_t told(int fd) const;
   [[nodiscard]] std::size_t waits() const noexcept { return waits_; }

@@ -97,22 +97,30 @@ bool StreamSocket::note_write() noexcept {
     habit_ = writes_in_callback_ < 2
                  ? 0
                  : std::min<std::uint8_t>(static_cast<std::uint8_t>(habit_ + 1), kHabitLearned);
+    quick_ = engine_.slow_since(last_write_callback_)
+                 ? 0
+                 : std::min<std::uint8_t>(static_cast<std::uint8_t>(quick_ + 1), kQuickLearned);
     last_write_callback_ = callback;
     writes_in_callback_ = 0;
+    engine_.time_callback();
   }
   return ++writes_in_callback_ == 1;
 }
 
-bool StreamSocket::sends_at_once() noexcept {
+bool StreamSocket::may_hold() const noexcept {
+  return quick_ == kQuickLearned && engine_.others_follow();
+}
+
+bool StreamSocket::sends_at_once(std::size_t size) noexcept {
   if (!engine_.in_callback()) {
     return queue_.empty();
   }
   const bool first = note_write();
-  return queue_.empty() && first && habit_ != kHabitLearned;
+  return queue_.empty() && first && habit_ != kHabitLearned && (size > kHeldMax || !may_hold());
 }
 
 std::size_t StreamSocket::begin_write(const void* data, std::size_t size) {
-  if (!sends_at_once() || (size <= kSendWithPollMax && engine_.sends_with_poll())) {
+  if (!sends_at_once(size)) {
     return 0;
   }
   const iovec part{const_cast<void*>(data), size};
@@ -146,16 +154,21 @@ void StreamSocket::end_write() {
     flush();
   } else if (!in_flush_list_) {
     try {
-      if (engine_.sends_with_poll()) {
-        engine_.backend().send_with_poll(channel_);
-      } else {
-        engine_.flush_after_callback(*this);
-      }
+      engine_.hold_write(*this,
+                         may_hold() ? Engine::Until::turn_ends : Engine::Until::callback_ends);
     } catch (const std::bad_alloc&) {
       flush();  // No memory to put it off.
     }
   }
 }
+
+void StreamSocket::flush_unless_held() {
+  if (quick_ != kQuickLearned || engine_.last_of_turn()) {
+    flush();
+  }
+}
+
+void StreamSocket::send_with_poll() { engine_.backend().send_with_poll(channel_); }
 
 void StreamSocket::flush() {
   if (queue_.empty() || blocked_) {

@@ -65,15 +65,17 @@ class StreamSocket final : private StreamSink {
   // Writing happens in two steps, so that the owner makes a lasting copy of only what must wait.
   // begin_write() returns how many bytes are dealt with; the rest goes to queue().
   [[nodiscard]] std::size_t begin_write(const void* data, std::size_t size);
-  // Counts a write of several pieces: true when they are to be sent as soon as they are queued (by
-  // flush()), false when they may be gathered (by end_write()).
-  [[nodiscard]] bool sends_at_once() noexcept;
+  // Counts a write of `size` bytes in several pieces: true when they are to be sent as soon as they
+  // are queued (by flush()), false when they may be gathered (by end_write()).
+  [[nodiscard]] bool sends_at_once(std::size_t size) noexcept;
   // Throws std::bad_alloc, and then the owner is still the caller's.
   void queue(const void* data, std::size_t size, WriteQueue::Owner owner);
   // Ends a write that was queued in several pieces: sends or gathers, then judges the watermarks.
   void end_write();
   // Sends what was gathered in this callback, if anything was.
   void flush();
+  // The same, but lets stay what is held for the callbacks that follow in the turn.
+  void flush_unless_held();
   // Tries to send what is queued although the kernel was full, with all that follows from it.
   void retry_send();
 
@@ -111,9 +113,12 @@ class StreamSocket final : private StreamSink {
   static constexpr std::size_t kReceiveSizeMin = 16 * 1024;
   static constexpr std::size_t kReceiveSizeMax = 256 * 1024;
   // Larger writes go out at once: the system call is little against the copying then.
-  static constexpr std::size_t kSendWithPollMax = 16 * 1024;
+  static constexpr std::size_t kHeldMax = 16 * 1024;
   // A habit is believed after it was seen this often in a row.
   static constexpr std::uint8_t kHabitLearned = 2;
+  // After so many writing callbacks in a row, none of which was followed by a slow one before the
+  // next, what is written may be held until the turn ends.
+  static constexpr std::uint8_t kQuickLearned = 4;
 
   void hold() noexcept override { events_.hold(); }
   void release() noexcept override { events_.release(); }
@@ -123,8 +128,10 @@ class StreamSocket final : private StreamSink {
   [[nodiscard]] std::span<const iovec> parts_to_send(std::span<iovec> room) noexcept override;
   [[nodiscard]] bool on_sent(IoResult result) noexcept override;
   void on_send_due() override;
+  void send_with_poll();
 
-  // True for the first write of the current callback; keeps the habit's record.
+  [[nodiscard]] bool may_hold() const noexcept;
+  // True for the first write of the current callback; keeps the habits' records.
   [[nodiscard]] bool note_write() noexcept;
   void adapt_receive_size(std::size_t received) noexcept;
   void send_queue();
@@ -149,6 +156,7 @@ class StreamSocket final : private StreamSink {
   std::uint32_t lost_count_ = 0;
   int send_error_ = 0;  // Of a send that went out with a poll, until the owner is told.
   std::uint8_t habit_ = 0;
+  std::uint8_t quick_ = 0;
   std::uint8_t small_reads_ = 0;
   bool closing_ = false;
   bool paused_ = false;

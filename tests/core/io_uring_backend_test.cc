@@ -457,6 +457,12 @@ class IoUringEngineTest : public ::testing::Test {
     ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, ends), 0);
     owner_ = std::make_unique<testing::StreamOwner>(*engine_, UniqueFd(ends[0]));
     far_.reset(ends[1]);
+    // From then on its writes may wait for the callbacks that follow.
+    for (int i = 0; i < 6; ++i) {
+      call_soon([&] { owner_->write("."); });
+      ASSERT_EQ(engine_->turn(), 0);
+    }
+    EXPECT_EQ(far_gets(), "......");
   }
   void TearDown() override {
     owner_.reset();

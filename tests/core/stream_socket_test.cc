@@ -2,7 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <string>
+#include <thread>
 
 #include "tests/core/support.h"
 
@@ -43,6 +45,16 @@ class StreamSocketTest : public ::testing::Test {
     ASSERT_EQ(socket().queued_bytes(), queued);
   }
 
+  // Has the socket write in enough quick callbacks, and forgets what it wrote.
+  void learn_quick() {
+    for (int i = 0; i < 6; ++i) {
+      loop_.in_callback([&] { owner_.write("."); });
+    }
+    backend().forget_sent(fd_);
+  }
+  // What makes a callback slow.
+  static void linger() { std::this_thread::sleep_for(std::chrono::milliseconds(15)); }
+
   ScriptedEngine loop_;
   StreamOwner owner_{loop_.engine, some_fd()};
   int fd_ = owner_.socket->fd();
@@ -76,6 +88,127 @@ TEST_F(StreamSocketTest, GatheredBytesAreOutBeforeTheNextCallbackRuns) {
     owner_.write("b");
   });
   loop_.in_callback([&] { EXPECT_EQ(sent(), "ab"); });
+}
+
+// Holding a write until the turn's other callbacks have run.
+
+TEST_F(StreamSocketTest, WritesOfQuickCallbacksLeaveWhenTheTurnEnds) {
+  learn_quick();
+  loop_.call_soon([&] { owner_.write("a"); });
+  loop_.call_soon([&] { owner_.write("b"); });
+  loop_.in_callback([&] { EXPECT_EQ(sent(), ""); });
+  EXPECT_EQ(sent(), "ab");
+  EXPECT_EQ(offers(), (Sizes{2}));
+}
+
+TEST_F(StreamSocketTest, WriteOfACallbackThatIsAloneInItsTurnGoesOutAtOnce) {
+  learn_quick();
+  loop_.in_callback([&] {
+    owner_.write("a");
+    EXPECT_EQ(sent(), "a");
+  });
+}
+
+TEST_F(StreamSocketTest, WriteOfTheLastCallbackJoinsWhatIsHeld) {
+  learn_quick();
+  loop_.call_soon([&] { owner_.write("a"); });
+  loop_.in_callback([&] {
+    owner_.write("b");
+    EXPECT_EQ(sent(), "");
+  });
+  EXPECT_EQ(offers(), (Sizes{2}));
+}
+
+TEST_F(StreamSocketTest, LargeWriteIsNotHeld) {
+  learn_quick();
+  const std::string large(std::size_t{16} * 1024 + 1, 'x');
+  loop_.call_soon([&] {
+    owner_.write(large);
+    EXPECT_EQ(sent(), large);
+  });
+  loop_.turn();
+}
+
+TEST_F(StreamSocketTest, NothingIsHeldBeforeFourQuickCallbacks) {
+  for (const char* text : {"1", "2", "3", "4"}) {
+    loop_.call_soon([&] { owner_.write(text); });
+    loop_.in_callback([&] { EXPECT_EQ(sent().back(), *text); });
+  }
+  loop_.call_soon([&] { owner_.write("5"); });
+  loop_.in_callback([&] { EXPECT_EQ(sent(), "1234") << "from now on it waits"; });
+  EXPECT_EQ(sent(), "12345");
+}
+
+TEST_F(StreamSocketTest, SlowCallbackEndsTheHolding) {
+  learn_quick();
+  loop_.call_soon([&] {
+    owner_.write("a");
+    linger();
+  });
+  loop_.in_callback([&] { EXPECT_EQ(sent(), "a") << "a millisecond is the most it waits"; });
+  loop_.call_soon([&] {
+    owner_.write("b");
+    EXPECT_EQ(sent(), "ab");
+  });
+  loop_.turn();
+}
+
+TEST_F(StreamSocketTest, SlowCallbackThatWritesNothingEndsTheHoldingToo) {
+  learn_quick();
+  loop_.call_soon([&] { owner_.write("a"); });
+  loop_.call_soon([&] { linger(); });
+  loop_.in_callback([&] { EXPECT_EQ(sent(), "a"); });
+  loop_.call_soon([&] {
+    owner_.write("b");
+    EXPECT_EQ(sent(), "ab");
+  });
+  loop_.turn();
+}
+
+TEST_F(StreamSocketTest, SlowCallbackBetweenTwoTurnsOfWritingDoesNotMatter) {
+  learn_quick();
+  loop_.in_callback([&] { linger(); });
+  loop_.call_soon([&] { owner_.write("a"); });
+  loop_.in_callback([&] { EXPECT_EQ(sent(), ""); });
+  EXPECT_EQ(sent(), "a");
+}
+
+TEST_F(StreamSocketTest, HeldBytesLeaveWithTheTurnThatStopsTheLoop) {
+  learn_quick();
+  loop_.call_soon([&] { owner_.write("a"); });
+  loop_.call_soon([&] { loop_.engine.stop(); });
+  ASSERT_EQ(loop_.engine.run(), 0);
+  EXPECT_EQ(sent(), "a");
+}
+
+TEST_F(StreamSocketTest, HeldBytesLeaveWhenAnExceptionEndsTheTurn) {
+  learn_quick();
+  loop_.call_soon([&] { owner_.write("a"); });
+  loop_.call_soon([&] { loop_.engine.interrupt(); });
+  loop_.call_soon([] {});
+  ASSERT_EQ(loop_.engine.run(), 0);
+  EXPECT_EQ(sent(), "a");
+}
+
+TEST_F(StreamSocketTest, FlushSendsWhatIsHeld) {
+  learn_quick();
+  loop_.call_soon([&] {
+    owner_.write("a");
+    socket().flush_unless_held();
+    EXPECT_EQ(sent(), "");
+    socket().flush();
+    EXPECT_EQ(sent(), "a");
+  });
+  loop_.turn();
+}
+
+TEST_F(StreamSocketTest, SocketThatIsNotQuickFlushesUnasked) {
+  loop_.in_callback([&] {
+    owner_.write("a");
+    owner_.write("b");
+    socket().flush_unless_held();
+    EXPECT_EQ(sent(), "ab");
+  });
 }
 
 TEST_F(StreamSocketTest, EveryWriteOutsideACallbackGoesOutAtOnce) {

@@ -243,14 +243,6 @@ def needs_cpploop(loop_name: str, reason: str) -> None:
         pytest.skip(f"asyncio does not promise this: {reason}")
 
 
-def needs_sends_in_the_callback(loop: asyncio.AbstractEventLoop) -> None:
-    """Skip where the writes of one turn's callbacks leave together, at its end."""
-    if getattr(loop, "_backend", None) == "io_uring":
-        import pytest
-
-        pytest.skip("io_uring sends at the end of the turn what several callbacks wrote in it")
-
-
 def asyncio_writelines_has(what: str) -> bool:
     """Whether the running asyncio's writelines() knows WHAT; 3.12 to 3.14 learnt it by and by.
 
