@@ -23,29 +23,33 @@ using py::Ref;
 #endif
 }
 
-struct FreeList {
-  PyObject** handles;
-  int& count;
-};
+using FreeHandles = ModuleState::FreeHandles;
 
-[[nodiscard]] FreeList free_list_of(ModuleState& state, HandleKind kind) noexcept {
-  switch (kind) {
-    case HandleKind::timer:
-      return {state.free_timers, state.free_timer_count};
-    case HandleKind::threadsafe:
-      return {state.free_threadsafe, state.free_threadsafe_count};
-    case HandleKind::plain:
-      break;
-  }
-  return {state.free_handles, state.free_handle_count};
+[[nodiscard]] FreeHandles& free_list_of(ModuleState& state, HandleKind kind) noexcept {
+  return state.free_handles[static_cast<std::size_t>(kind)];
+}
+
+// A dead handle's slots are empty; one of them holds the next of its list.
+[[nodiscard]] PyObject*& next_free(PyObject* handle) noexcept { return asyncio_part(handle).args; }
+
+[[nodiscard]] PyObject* take_free(FreeHandles& list) noexcept {
+  PyObject* handle = std::exchange(list.first, next_free(list.first));
+  next_free(handle) = nullptr;
+  --list.count;
+  return handle;
+}
+
+void keep_free(FreeHandles& list, PyObject* handle) noexcept {
+  next_free(handle) = std::exchange(list.first, handle);
+  ++list.count;
 }
 
 // A handle with its slots empty, tracked by nobody yet.
 [[nodiscard]] PyObject* allocate(ModuleState& state, PyTypeObject* type, HandleKind kind) {
   PyObject* handle = nullptr;
-  const FreeList list = free_list_of(state, kind);
+  FreeHandles& list = free_list_of(state, kind);
   if (list.count > 0) {
-    handle = PyObject_Init(list.handles[--list.count], type);
+    handle = PyObject_Init(take_free(list), type);
   } else {
     handle = reinterpret_cast<PyObject*>(PyObject_GC_New(PyObject, type));
     if (handle == nullptr) {
@@ -166,10 +170,10 @@ void free_handle(PyObject* handle) noexcept {
   clear_slots(handle);
   if (keeps_free_list() && loop) {
     ModuleState& state = loop_of(loop.get()).state();
-    const FreeList list = free_list_of(state, kind);
+    FreeHandles& list = free_list_of(state, kind);
     if (state.alive && list.count < ModuleState::kFreeHandlesMax) {
       payload_of(handle) = HandlePayload{};
-      list.handles[list.count++] = handle;
+      keep_free(list, handle);
       Py_DECREF(type);
       return;
     }
@@ -563,10 +567,17 @@ bool cancel_handle(PyObject* handle) {
 
 void free_handle_lists(ModuleState& state) noexcept {
   // Their references to the type were given up when they were put here.
-  for (const HandleKind kind : {HandleKind::plain, HandleKind::timer, HandleKind::threadsafe}) {
-    const FreeList list = free_list_of(state, kind);
+  for (FreeHandles& list : state.free_handles) {
     while (list.count > 0) {
-      PyObject_GC_Del(list.handles[--list.count]);
+      PyObject_GC_Del(take_free(list));
+    }
+  }
+}
+
+void trim_handle_lists(ModuleState& state) noexcept {
+  for (FreeHandles& list : state.free_handles) {
+    for (int left = (list.count - ModuleState::kFreeHandlesKept + 31) / 32; left > 0; --left) {
+      PyObject_GC_Del(take_free(list));
     }
   }
 }

@@ -106,5 +106,7 @@ struct HandleSpec {
 [[nodiscard]] bool cancel_handle(PyObject* handle);
 
 void free_handle_lists(ModuleState& state) noexcept;
+// Gives back a part of the dead handles that a burst has left.
+void trim_handle_lists(ModuleState& state) noexcept;
 
 }  // namespace cpploop

@@ -129,6 +129,7 @@ bool Loop::ended_well(int error) {
 
 void Loop::about_to_block() noexcept {
   finalizing_when_blocked_ = runtime_is_finalizing();
+  trim_handle_lists(state());
   if (tracer_) [[unlikely]] {
     blocked_ns_ = monotonic_now_ns();
   }

@@ -116,14 +116,17 @@ struct ModuleState {
   // Until the module is cleared: afterwards nothing is put on the lists below.
   bool alive = true;
   // Dead handles, kept to be used again (GIL builds only; a free-threaded build's allocator is per
-  // thread, a shared list would need a lock).
-  static constexpr int kFreeHandlesMax = 256;
-  PyObject* free_handles[kFreeHandlesMax] = {};
-  int free_handle_count = 0;
-  PyObject* free_timers[kFreeHandlesMax] = {};
-  int free_timer_count = 0;
-  PyObject* free_threadsafe[kFreeHandlesMax] = {};
-  int free_threadsafe_count = 0;
+  // thread, a shared list would need a lock). New ones count towards the next collection, which
+  // then looks at all of a burst's: reusing them halves what a large burst of call_soon() costs.
+  // One list for each HandleKind, linked through the objects.
+  struct FreeHandles {
+    PyObject* first = nullptr;
+    int count = 0;
+  };
+  static constexpr int kFreeHandlesMax = 16 * 1024;
+  // An idle loop gives back what is more than this, by and by.
+  static constexpr int kFreeHandlesKept = 256;
+  FreeHandles free_handles[3];
 };
 
 [[nodiscard]] ModuleState* module_state(PyObject* module) noexcept;
