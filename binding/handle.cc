@@ -105,7 +105,9 @@ void keep_free(FreeHandles& list, PyObject* handle) noexcept {
     Py_DECREF(handle);
     return nullptr;
   }
-  PyObject_GC_Track(handle);
+  if (!spec.tracked_later) {
+    PyObject_GC_Track(handle);
+  }
   return handle;
 }
 
@@ -563,6 +565,12 @@ bool cancel_handle(PyObject* handle) {
     loop.timer_cancelled(handle);
   }
   return true;
+}
+
+void track_handle(PyObject* handle) noexcept {
+  if (PyObject_GC_IsTracked(handle) == 0) {
+    PyObject_GC_Track(handle);
+  }
 }
 
 void free_handle_lists(ModuleState& state) noexcept {

@@ -85,6 +85,8 @@ struct HandleSpec {
   PyObject* const* args;
   Py_ssize_t arg_count;
   PyObject* context;
+  // Not told to the collector yet: the loop does it by track_handle().
+  bool tracked_later = false;
 };
 
 // New references, or null with the Python error set.
@@ -104,6 +106,9 @@ struct HandleSpec {
 // Marks the handle cancelled and drops its callback and arguments, as Handle.cancel() does. False
 // with the Python error set if its repr, kept in debug mode, failed.
 [[nodiscard]] bool cancel_handle(PyObject* handle);
+
+// Tells the collector of a handle, unless that was done.
+void track_handle(PyObject* handle) noexcept;
 
 void free_handle_lists(ModuleState& state) noexcept;
 // Gives back a part of the dead handles that a burst has left.

@@ -79,6 +79,7 @@ class Loop::Turns {
   }
   ~Turns() {
     if (mine_ && !outer_) {
+      loop_.track_queued_handles();
       loop_.turning_thread_.store(0);
     }
   }
@@ -187,6 +188,7 @@ void Loop::run(Token token) {
   } else if (!run_handle(handle.get())) [[unlikely]] {
     callback_failed(handle.get());
   }
+  give_up(std::move(handle));
 }
 
 void Loop::notify(Token token) {
@@ -201,7 +203,40 @@ void Loop::notify(Token token) {
   }
 }
 
-void Loop::drop(Token token) noexcept { const Ref handle = Ref::steal(as_object(token)); }
+void Loop::drop(Token token) noexcept { give_up(Ref::steal(as_object(token))); }
+
+// ---- handles and the collector ----
+
+// While a loop runs nothing can make garbage of what it has queued, and a queued handle that the
+// collector does not know saves it the way through a hundred thousand timers. It learns of the
+// handle when somebody else has it and the loop gives it up, or when the loop ends running and may
+// be garbage itself.
+bool Loop::tracks_later() noexcept {
+  if (py::kFreeThreaded || turning_thread_.load(std::memory_order_relaxed) == 0) {
+    return false;
+  }
+  has_untracked_ = true;
+  return true;
+}
+
+void Loop::give_up(Ref handle) noexcept {
+  if (!py::kFreeThreaded && Py_REFCNT(handle.get()) > 1) {
+    track_handle(handle.get());
+  }
+}
+
+void Loop::track_queued_handles() noexcept {
+  if (!std::exchange(has_untracked_, false)) {
+    return;
+  }
+  const auto track = [](Token token) { track_handle(as_object(token)); };
+  engine_.ready().for_each([&](const ReadyEntry& entry) {
+    if (entry.kind == ReadyEntry::Kind::token) {
+      track(entry.token);
+    }
+  });
+  engine_.timers().for_each([&](Token token, std::int64_t) { track(token); });
+}
 
 void Loop::run_watched(PyObject* handle) {
   Ref name = tracer_ ? tracer_->name_of(handle) : Ref();
@@ -318,7 +353,8 @@ void Loop::report(const char* message, PendingError error, PyObject* transport,
 
 PyObject* Loop::call_soon(PyObject* callback, PyObject* const* args, Py_ssize_t arg_count,
                           PyObject* context) {
-  Ref handle = Ref::steal(new_handle(state_, {self_, callback, args, arg_count, context}));
+  Ref handle =
+      Ref::steal(new_handle(state_, {self_, callback, args, arg_count, context, tracks_later()}));
   if (!handle) {
     return nullptr;
   }
@@ -362,8 +398,8 @@ PyObject* Loop::call_at(PyObject* when, PyObject* callback, PyObject* const* arg
     PyErr_SetString(PyExc_ValueError, "Invalid value NaN (not a number)");
     return nullptr;
   }
-  Ref handle =
-      Ref::steal(new_timer_handle(state_, {self_, callback, args, arg_count, context}, when));
+  Ref handle = Ref::steal(
+      new_timer_handle(state_, {self_, callback, args, arg_count, context, tracks_later()}, when));
   if (!handle) {
     return nullptr;
   }
@@ -481,6 +517,9 @@ void Loop::timer_cancelled(PyObject* handle) {
     payload.counted = true;
     engine_.timers().note_cancelled();
   });
+  if (removed) {
+    give_up(std::move(removed));
+  }
 }
 
 bool Loop::runs_elsewhere(PyObject* handle) const {

@@ -247,6 +247,9 @@ class Loop final : private Host, private Clock {
   }
   [[nodiscard]] bool check_callback_in_debug(PyObject* callback, const char* method);
   [[nodiscard]] bool refuse_closed_or_forked() noexcept;
+  [[nodiscard]] bool tracks_later() noexcept;
+  void give_up(py::Ref handle) noexcept;
+  void track_queued_handles() noexcept;
   [[nodiscard]] bool refuse_wrong_thread() noexcept;
 
   // The module whose state everything here uses. First, so that it goes last: a collected type lets
@@ -270,6 +273,7 @@ class Loop final : private Host, private Clock {
   std::int64_t io_started_ns_ = 0;
   unsigned long thread_id_ = 0;  // 0: not running.
   std::atomic<unsigned long> turning_thread_{0};
+  bool has_untracked_ = false;
   // Guards the `running` mark of thread-safe handles.
   std::mutex callback_mutex_;
   std::condition_variable callback_over_;

@@ -7,6 +7,19 @@
 #include "core/net/stream_socket.h"
 
 namespace cpploop {
+namespace {
+
+// Has the memory of a callback that is used soon brought near: thousands of timers that fire
+// together are long out of the caches.
+void bring_near(Token token) noexcept {
+  constexpr std::size_t kCacheLine = 64;
+  const char* bytes = static_cast<const char*>(token);
+  __builtin_prefetch(bytes);
+  __builtin_prefetch(bytes + kCacheLine);
+  __builtin_prefetch(bytes + 2 * kCacheLine);
+}
+
+}  // namespace
 
 Engine::Engine(Host& host, BackendChoice choice) : host_(host), watchers_(*this) {
   inbox_ = std::make_unique<WakeupInbox>();
@@ -178,6 +191,7 @@ void Engine::queue_due_timers() {
   }
   const std::int64_t now = now_ns();
   while (!timers_.empty() && timers_.next_deadline_ns() <= now) {
+    bring_near(timers_.top());
     ready_.reserve(1);
     const Token token = timers_.pop();
     if (host_.timer_left_heap(token)) {
@@ -201,7 +215,13 @@ void Engine::run_ready() {
       return;
     }
     left_in_turn_ = count - 1;
-    run_entry(ready_.pop());
+    const ReadyEntry entry = ready_.pop();
+    if (left_in_turn_ != 0 && !ready_.empty()) {
+      if (const ReadyEntry& next = ready_.front(); next.kind == ReadyEntry::Kind::token) {
+        bring_near(next.token);
+      }
+    }
+    run_entry(entry);
   }
   flush_gathered();
   timed_since_ns_ = 0;

@@ -82,6 +82,10 @@ class ReadyQueue {
     ++tail_;
   }
 
+  [[nodiscard]] const ReadyEntry& front() const noexcept {
+    assert(!empty());
+    return ring_[head_ & (capacity_ - 1)];
+  }
   [[nodiscard]] ReadyEntry pop() noexcept {
     assert(!empty());
     const ReadyEntry entry = ring_[head_ & (capacity_ - 1)];

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import functools
 import gc
 import socket
 import sys
@@ -238,6 +240,58 @@ def test_a_handle_that_refers_to_itself(loop: Any) -> None:
     loop.run_forever()
     del box, box2, thing
     collect()
+    assert alive() is None
+
+
+@pytest.mark.parametrize("how", ["runs", "is cancelled", "is cancelled last"])
+def test_a_handle_made_by_a_running_loop_refers_to_itself(loop: Any, how: str) -> None:
+    """The collector may learn of a queued handle late, but of none too late."""
+    alive = []
+
+    def make(schedule: Callable[..., Any]) -> None:
+        box: list[Any] = [Thing()]
+        alive.append(weakref.ref(box[0]))
+        context = contextvars.copy_context()
+        context.run(variable.set, box)  # A cancelled handle has lost all but its context.
+        box.append(schedule(lambda value: None, box, context=context))
+        if how == "is cancelled last":
+            box[1].cancel()
+        elif how == "is cancelled":
+            box.append(schedule(print))
+            box[1].cancel()
+            box[2].cancel()
+
+    async def main() -> None:
+        for schedule in (loop.call_soon, functools.partial(loop.call_later, 0.001)):
+            make(schedule)
+        await asyncio.sleep(0.01)
+        collect()
+        assert [reference() for reference in alive] == [None, None]
+
+    variable: contextvars.ContextVar[Any] = contextvars.ContextVar("variable")
+    loop.run_until_complete(main())
+
+
+def test_what_a_running_loop_has_queued_is_collected_with_it(
+    loop_factory: support.LoopFactory,
+) -> None:
+    async def main(loop: Any, thing: Thing) -> None:
+        loop.kept = [loop.call_later(100, print, loop), loop.call_soon(loop.stop)]
+        loop.kept.append(loop.call_soon(loop.call_soon, print, loop.kept, loop, thing))
+        await asyncio.sleep(0)
+        loop.kept.append(loop.call_soon(print, loop.kept, loop, thing))
+        await loop.create_future()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        loop: Any = loop_factory()
+        thing = Thing()
+        alive = weakref.ref(thing)
+        loop.set_exception_handler(lambda *args: None)
+        task = loop.create_task(main(loop, thing))
+        loop.run_forever()
+        del loop, thing, task
+        collect()
     assert alive() is None
 
 
