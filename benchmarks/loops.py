@@ -8,6 +8,7 @@ line: its version, or the reason why it cannot take part here.
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib
 import importlib.metadata
 import json
@@ -31,6 +32,7 @@ class LoopSpec:
     name: str
     module: str  # The package that makes the loop, and that its type must come from.
     addon: str | None = None  # A package whose transports replace those of that loop.
+    backend: str | None = None  # cpploop's way to the kernel, where it is not the default one.
 
     def version(self) -> str:
         """The version, for example "0.23.0" or "1.2.0 on 0.23.0"."""
@@ -40,6 +42,8 @@ class LoopSpec:
     def load(self) -> LoopFactory:
         """Import what the loop needs and return its factory."""
         factory: LoopFactory = _import(self.module).new_event_loop
+        if self.backend is not None:
+            factory = functools.partial(factory, backend=self.backend)
         if self.addon is None:
             return factory
         patched: LoopFactory = _import(self.addon).loop_factory(factory)
@@ -49,6 +53,9 @@ class LoopSpec:
         """Raise AssertionError unless `loop` is the loop of this name."""
         owner = type(loop).__module__.partition(".")[0]
         assert owner == self.module, f"{self.name}: running on {type(loop)!r}"
+        backend = getattr(loop, "_backend", None)
+        # A kernel that refuses a backend gets the other one without a word.
+        assert self.backend in (None, backend), f"{self.name}: runs on {backend}"
         # aiofastnet puts its functions on the instance; nothing else here does.
         patch = getattr(vars(loop).get("create_server"), "func", None) if self.addon else None
         patcher = getattr(patch, "__module__", "").partition(".")[0] or None
@@ -84,6 +91,7 @@ LOOPS: dict[str, LoopSpec] = {
         LoopSpec("aiofastnet-asyncio", "asyncio", addon="aiofastnet"),
         LoopSpec("aiofastnet-uvloop", "uvloop", addon="aiofastnet"),
         LoopSpec("cpploop", "cpploop"),
+        LoopSpec("cpploop-io_uring", "cpploop", backend="io_uring"),
     )
 }
 

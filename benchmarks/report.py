@@ -92,7 +92,8 @@ class Summary:
         rivals = {
             name: value
             for name in self.loops
-            if name not in (SUBJECT, FLOOR) and (value := self.median(row, name)) is not None
+            if name.split("-")[0] not in (SUBJECT, FLOOR)
+            and (value := self.median(row, name)) is not None
         }
         return max(rivals, key=lambda name: rivals[name]) if rivals else None
 

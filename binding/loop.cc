@@ -536,17 +536,22 @@ void Loop::wait_for_callback(PyObject* handle) {
   PyThreadState* thread = PyEval_SaveThread();
   {
     std::unique_lock lock(callback_mutex_);
+    ++callback_waiters_;
     callback_over_.wait(lock, [&] { return !std::atomic_ref(payload_of(handle).running).load(); });
+    --callback_waiters_;
   }
   PyEval_RestoreThread(thread);
 }
 
+// Either the waiter counts itself before this looks, or it finds the callback over when it looks.
 void Loop::callback_over(PyObject* handle) {
-  {
-    const std::lock_guard lock(callback_mutex_);
-    std::atomic_ref(payload_of(handle).running).store(false);
+  std::atomic_ref(payload_of(handle).running).store(false);
+  if (callback_waiters_.load() != 0) {
+    {
+      const std::lock_guard lock(callback_mutex_);
+    }
+    callback_over_.notify_all();
   }
-  callback_over_.notify_all();
 }
 
 bool Loop::timer_left_heap(Token token) noexcept {

@@ -276,6 +276,7 @@ class Loop final : private Host, private Clock {
   bool has_untracked_ = false;
   // Guards the `running` mark of thread-safe handles.
   std::mutex callback_mutex_;
+  std::atomic<unsigned> callback_waiters_{0};
   std::condition_variable callback_over_;
   std::uint32_t fork_generation_;
   bool finalizing_when_blocked_ = false;
