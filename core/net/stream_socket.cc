@@ -51,6 +51,9 @@ bool StreamSocket::resume_reading() noexcept {
 }
 
 ReceiveBuffer StreamSocket::receive_buffer() {
+  // What an earlier callback of the turn wrote goes first: of a peer that is gone the write is to
+  // hear, as it would have when it was made.
+  flush();
   if (lost_count_ != 0) {
     return {};
   }

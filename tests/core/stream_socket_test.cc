@@ -190,6 +190,28 @@ TEST_F(StreamSocketTest, HeldBytesLeaveWhenAnExceptionEndsTheTurn) {
   EXPECT_EQ(sent(), "a");
 }
 
+TEST_F(StreamSocketTest, HeldBytesLeaveBeforeTheSocketIsRead) {
+  learn_quick();
+  socket().start_reading();
+  loop_.turn();  // From now on the kernel is asked.
+  backend().bring(fd_, "question");
+  owner_.on_data = [&] { EXPECT_EQ(sent(), "a"); };
+  loop_.call_soon([&] { owner_.write("a"); });
+  loop_.turn();
+  EXPECT_EQ(owner_.received, "question");
+}
+
+TEST_F(StreamSocketTest, HeldWriteHearsOfTheResetBeforeTheReadDoes) {
+  learn_quick();
+  socket().start_reading();
+  loop_.turn();
+  backend().bring_error(fd_, ETIMEDOUT);
+  backend().fail_send(fd_, ECONNRESET);
+  loop_.call_soon([&] { owner_.write("a"); });
+  loop_.turn();
+  EXPECT_EQ(owner_.log, (Lines{"send error " + std::to_string(ECONNRESET), "lost is due"}));
+}
+
 TEST_F(StreamSocketTest, FlushSendsWhatIsHeld) {
   learn_quick();
   loop_.call_soon([&] {

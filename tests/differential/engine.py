@@ -451,16 +451,23 @@ class Run:
                 self._move_peer(name[5:], args)
             else:
                 self._on_transport(end, name, args, where)
+        if len(self.ends) > 1:
+            self._send_what_waits()
+
+    def _send_what_waits(self) -> None:
+        """On cpploop a callback's writes may wait for its turn's end; this question sends them.
+
+        A real peer acts neither in the middle of a callback nor in the middle of a turn.
+        """
+        for end in self.ends.values():
+            if hasattr(end.transport, "get_write_buffer_size"):
+                _outcome(end.transport.get_extra_info, "socket")
 
     def _move_peer(self, name: str, args: list[Any]) -> None:
         method = getattr(self.peer, name, None)
         if method is None:
             return
-        for end in self.ends.values():
-            # What a callback wrote may wait for its end on cpploop, where asyncio has sent it: any
-            # question sends it. A real peer could not act in the middle of a callback.
-            if hasattr(end.transport, "get_write_buffer_size"):
-                _outcome(end.transport.get_write_buffer_size)
+        self._send_what_waits()
         method(*args)
 
     def _on_transport(self, end: End, name: str, args: list[Any], where: str) -> None:

@@ -123,7 +123,22 @@ def mend() -> list[str]:
     if "buf[offset:]" in inspect.getsource(_Tls._do_read__buffered):
         _mend_tls_into_bytearrays()
         mended.append("TLS into a bytearray: only the first record of a read arrives")
+    if "_process_outgoing" not in inspect.getsource(_Tls._on_handshake_complete):
+        _mend_withheld_handshake()
+        mended.append("TLS: the handshake's end withheld when connection_made() pauses reading")
     return mended
+
+
+def _mend_withheld_handshake() -> None:
+    """asyncio sends the end of its handshake with what it does next, and paused it does nothing."""
+    on_handshake_complete = _Tls._on_handshake_complete
+
+    def mended(self: Any, handshake_exc: BaseException | None) -> None:
+        on_handshake_complete(self, handshake_exc)
+        if type(self) is _Tls and self._app_reading_paused and self._transport is not None:
+            self._process_outgoing()
+
+    _Tls._on_handshake_complete = mended
 
 
 def _mend_tls_into_bytearrays() -> None:
