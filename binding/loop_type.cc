@@ -381,6 +381,11 @@ PyObject* loop_ready_handles(PyObject* self, PyObject*) {
     return may_look(loop) ? loop.ready_handles() : nullptr;
   });
 }
+PyObject* loop_hold_writes(PyObject* self, PyObject* on) {
+  loop_of(self).engine().hold_writes(on == Py_True);
+  return py::none();
+}
+
 PyObject* loop_append_ready(PyObject* self, PyObject* handle) {
   return py::guard([&]() -> PyObject* {
     Loop& loop = loop_of(self);
@@ -1062,6 +1067,8 @@ PyMethodDef loop_methods[] = {
      "_ready_count($self, /)\n--\n\nHow many callbacks and events are ready to run."},
     {"_ready_handles", loop_ready_handles, METH_NOARGS,
      "_ready_handles($self, /)\n--\n\nThe handles that are ready, in their order."},
+    {"_hold_writes", loop_hold_writes, METH_O,
+     "_hold_writes($self, on, /)\n--\n\nWhether writes may be held beyond their callback."},
     {"_append_ready", loop_append_ready, METH_O,
      "_append_ready($self, handle, /)\n--\n\nRun a handle behind what is ready."},
     {"_clear_ready", loop_clear_ready, METH_NOARGS,

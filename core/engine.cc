@@ -225,6 +225,8 @@ void Engine::run_ready() {
   }
   flush_gathered();
   timed_since_ns_ = 0;
+  last_writer_ended_ns_ = 0;
+  many_writers_ = std::exchange(writers_in_turn_, 0) >= kManyWriters;
 }
 
 void Engine::run_entry(const ReadyEntry& entry) {
@@ -262,11 +264,27 @@ void Engine::after_writing() {
   if (flush_after_callback_) {
     flush_gathered();
   }
+  if (std::exchange(writes_, false)) {
+    note_distance(now);
+  }
   // The last callback's are sent by the end of the turn, or with the poll.
   if (left_in_turn_ != 0 && has_held() && now - held_since_ns_ > kHoldMaxNs) {
     send_held();
   }
   timed_since_ns_ = has_held() ? now : 0;
+}
+
+void Engine::note_distance(std::int64_t now) noexcept {
+  constexpr std::int64_t kWeight = 16;
+  ++writers_in_turn_;
+  const std::int64_t before = std::exchange(last_writer_ended_ns_, now);
+  if (before == 0) {
+    return;
+  }
+  // What takes long says no more than what is far.
+  const std::int64_t distance = std::min(now - before, 4 * kFarBetweenNs);
+  distance_ns_ += (distance - distance_ns_) / kWeight;
+  far_between_ = distance_ns_ > (far_between_ ? kNoLongerFarNs : kFarBetweenNs);
 }
 
 // Reading and writing are two callbacks. When the first raises what must leave run(), the second

@@ -111,7 +111,7 @@ bool StreamSocket::note_write() noexcept {
 }
 
 bool StreamSocket::may_hold() const noexcept {
-  return quick_ == kQuickLearned && engine_.others_follow();
+  return quick_ == kQuickLearned && engine_.may_wait_for_turn();
 }
 
 bool StreamSocket::sends_at_once(std::size_t size) noexcept {

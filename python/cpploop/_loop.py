@@ -20,7 +20,7 @@ from asyncio.log import logger
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import _backend, _native, _tls
+from . import _backend, _native, _tls, _writes
 from ._datagrams import takes_natively
 from ._observed import ObservedLoop
 from ._private import ReadyView, ScheduledView, SelectorView
@@ -46,12 +46,14 @@ class Loop(_native.Loop, _tls.TlsLoop, ResolvingLoop, SpawningLoop, ObservedLoop
     def __new__(cls, *args: Any, backend: str | None = None, **kwargs: Any) -> Self:
         # An error in the environment is met here, not in a connection, and leaves no half a loop.
         _tls.asked_for()
+        _writes.may_be_held()
         return super().__new__(cls, _backend.chosen_name(backend))
 
     def __init__(self, *, backend: str | None = None) -> None:
         # The engine is the selector; asyncio's constructor would make one of its own for None.
         super().__init__(SelectorView(self))
         self._listeners: dict[int, _native.Listener] = {}
+        self._hold_writes(_writes.may_be_held())
         self._trace_if_asked_for()
 
     def __repr__(self) -> str:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 _THREADS = 8
 _ADDRESS_LETTERS = frozenset("0123456789abcdefABCDEF.:xX%")
 _getaddrinfo = socket.getaddrinfo
+# What libc made of addresses written out: it takes its time, and says the same each time.
+_known_addresses: dict[tuple[Any, ...], _GetAddrInfoResult] = {}
+_KNOWN_MAX = 256
 
 
 def _may_be_address(host: object) -> bool:
@@ -32,6 +35,12 @@ def _may_be_address(host: object) -> bool:
 
 def _is_number(port: object) -> bool:
     return type(port) is int
+
+
+def _remember(key: tuple[Any, ...], found: _GetAddrInfoResult) -> None:
+    if len(_known_addresses) >= _KNOWN_MAX:
+        _known_addresses.clear()
+    _known_addresses[key] = found.copy()
 
 
 class ResolvingLoop(asyncio.SelectorEventLoop):
@@ -101,12 +110,22 @@ class ResolvingLoop(asyncio.SelectorEventLoop):
         """
         self._check_closed()
         look_up: Callable[..., _GetAddrInfoResult] = socket.getaddrinfo
-        if look_up is _getaddrinfo and (port is None or _is_number(port)) and _may_be_address(host):
-            try:
-                return look_up(host, port, family, type, proto, flags | socket.AI_NUMERICHOST)
-            except (OSError, ValueError):
-                # Not an address after all, or an error that is told from there in full.
-                pass
+        if look_up is _getaddrinfo:
+            # Neither flags nor scopes, whose meaning changes with the interfaces.
+            lasting = flags == 0 and isinstance(host, str) and _is_number(port)
+            key = (host, port, family, type, proto)
+            if lasting and (known := _known_addresses.get(key)):
+                return known.copy()
+            if (port is None or _is_number(port)) and _may_be_address(host):
+                try:
+                    found = look_up(host, port, family, type, proto, flags | socket.AI_NUMERICHOST)
+                except (OSError, ValueError):
+                    # Not an address after all, or an error that is told from there in full.
+                    pass
+                else:
+                    if lasting and "%" not in str(host):
+                        _remember(key, found)
+                    return found
         if self._debug:
             look_up = self._getaddrinfo_debug
         return await self.run_in_executor(

@@ -45,12 +45,28 @@ class StreamSocketTest : public ::testing::Test {
     ASSERT_EQ(socket().queued_bytes(), queued);
   }
 
-  // Has the socket write in enough quick callbacks, and forgets what it wrote.
+  // Has the socket write in callbacks that are quick and yet far between, and forgets what it
+  // wrote.
   void learn_quick() {
+    learn_distance(std::chrono::microseconds(50));
     for (int i = 0; i < 6; ++i) {
       loop_.in_callback([&] { owner_.write("."); });
     }
     backend().forget_sent(fd_);
+  }
+  // One turn of callbacks of another socket's.
+  void learn_distance(std::chrono::microseconds distance) {
+    StreamOwner other{loop_.engine, some_fd()};
+    for (int i = 0; i < 60; ++i) {
+      loop_.call_soon([&other, distance] {
+        other.write(".");
+        const auto until = std::chrono::steady_clock::now() + distance;
+        while (std::chrono::steady_clock::now() < until) {
+        }
+      });
+    }
+    loop_.turn();
+    loop_.turn();  // One with few writers.
   }
   // What makes a callback slow.
   static void linger() { std::this_thread::sleep_for(std::chrono::milliseconds(15)); }
@@ -129,7 +145,31 @@ TEST_F(StreamSocketTest, LargeWriteIsNotHeld) {
   loop_.turn();
 }
 
+TEST_F(StreamSocketTest, WritesThatComeCloseBehindEachOtherAreNotHeld) {
+  learn_quick();
+  learn_distance(std::chrono::microseconds(0));
+  loop_.call_soon([&] { owner_.write("a"); });
+  loop_.in_callback([&] { EXPECT_EQ(sent(), "a"); });
+}
+
+TEST_F(StreamSocketTest, WritesOfATurnWithManyWritersAreHeldHoweverCloseTheyAre) {
+  learn_quick();
+  learn_distance(std::chrono::microseconds(0));
+  for (int turn = 0; turn < 2; ++turn) {
+    for (int i = 0; i < 32; ++i) {
+      loop_.call_soon([&] { owner_.write("."); });
+    }
+    loop_.turn();
+    backend().forget_sent(fd_);
+  }
+  loop_.call_soon([&] { owner_.write("a"); });
+  loop_.in_callback([&] { EXPECT_EQ(sent(), ""); });
+  loop_.call_soon([&] { owner_.write("b"); });
+  loop_.in_callback([&] { EXPECT_EQ(sent(), "ab") << "that one had few"; });
+}
+
 TEST_F(StreamSocketTest, NothingIsHeldBeforeFourQuickCallbacks) {
+  learn_distance(std::chrono::microseconds(50));
   for (const char* text : {"1", "2", "3", "4"}) {
     loop_.call_soon([&] { owner_.write(text); });
     loop_.in_callback([&] { EXPECT_EQ(sent().back(), *text); });

@@ -94,6 +94,22 @@ def test_literals_as_libc_answers(run: Callable[..., Any], host: Any) -> None:
     run(main)
 
 
+def test_answers_for_literals_are_the_callers_own(run: Callable[..., Any]) -> None:
+    """They are remembered; what one caller does to its list is nothing to the next."""
+
+    async def main() -> None:
+        expected = libc("127.0.0.1", 80, type=socket.SOCK_STREAM)
+        for number in range(600):  # More than are remembered.
+            await looped("127.0.0.1", number)
+            found = await looped("127.0.0.1", 80, type=socket.SOCK_STREAM)
+            assert found == expected
+            found.clear()
+        assert await looped("127.0.0.1", True) == libc("127.0.0.1", True)
+        assert await looped("127.0.0.1", 1) == libc("127.0.0.1", 1)
+
+    run(main)
+
+
 @pytest.mark.parametrize("host", NO_LITERALS, ids=ascii)
 def test_what_only_looks_like_a_literal(run: Callable[..., Any], host: str) -> None:
     async def main() -> None:

@@ -99,16 +99,20 @@ def test_a_callback_that_blocks_keeps_its_peer_waiting_once_at_most(
         loop = asyncio.get_running_loop()
         seen = []
 
+        def dot() -> None:
+            transport.write(b".")
+            time.sleep(0.0001)
+
         def answer() -> None:
             transport.write(b"x")
             seen.append(support.readable(peer, 0.03))
 
         async with support.transport_pair(Recorder(), kind) as (transport, peer):
-            for _ in range(8):  # Quick ones, each with others behind it in its turn.
-                loop.call_soon(transport.write, b".")
-                loop.call_soon(len, "")
+            for _ in range(10):  # Quick, and yet far from each other.
+                loop.call_soon(dot)
+                loop.call_soon(dot)
                 await turns(2)
-            assert await recv_exactly(peer, 8) == b"........"
+            assert await recv_exactly(peer, 20) == b"." * 20
             for _ in range(2):
                 loop.call_soon(answer)
                 loop.call_soon(lambda: seen.append("next"))
@@ -118,6 +122,32 @@ def test_a_callback_that_blocks_keeps_its_peer_waiting_once_at_most(
         assert seen == [not held, "next", True, "next"]
 
     run(main)
+
+
+def test_holding_is_switched_off_by_the_environment(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CPPLOOP_WRITES", "at-once")
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        async with support.transport_pair(Recorder()) as (transport, peer):
+            for _ in range(20):
+                seen = []
+                loop.call_soon(transport.write, b"x")
+                loop.call_soon(lambda seen=seen: seen.append(support.readable(peer, SOON_S)))
+                await turns(2)
+                assert seen == [True]
+                assert recv_now(peer) == b"x"
+
+    run(main)
+
+
+def test_a_word_that_means_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CPPLOOP_WRITES", "later")
+    with pytest.raises(ValueError) as info:
+        support.factory("cpploop")()
+    assert str(info.value) == "CPPLOOP_WRITES must be one of together, at-once, not 'later'"
 
 
 @kinds
