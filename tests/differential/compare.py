@@ -20,6 +20,10 @@ class Difference(AssertionError):
         self.text = text
 
 
+# How often cpploop must differ again before it counts; a busy machine shifts what the kernel does.
+AGAIN = 3
+
+
 class Tally:
     """What was compared, by kind."""
 
@@ -72,8 +76,8 @@ class Comparer:
         if self._unstable(script, expected, actual):
             tally.unstable[kind] += 1
             return
-        again = self.run(script, "cpploop")
-        if self._same(script, expected, again):
+        again = (self.run(script, "cpploop") for _ in range(AGAIN))
+        if any(self._same(script, expected, actual) for actual in again):
             # The kernel's timing, most likely: asyncio agreed with itself four times.
             tally.wobbled[kind] += 1
             tally.wobble[kind] = f"{script}\n{self._explain(script, expected, actual)}"
@@ -111,8 +115,13 @@ class Comparer:
             return result.trace
         # Several writes of one callback are one send of ours at its end: fewer of them fail on
         # their own, and what fails is told when they have all returned.
-        dropped = ("log", "WARNING", "socket.send() raised exception.")
-        return [entry for entry in result.trace if entry != dropped and entry[1:] != ("->", None)]
+        dropped = (
+            ("log", "WARNING", "socket.send() raised exception."),
+            ("log", "DEBUG", "<transport>: Fatal write error on socket transport"),
+        )
+        return [
+            entry for entry in result.trace if entry not in dropped and entry[1:] != ("->", None)
+        ]
 
     def _explain(self, script: dict[str, Any], expected: Any, actual: Any) -> str:
         lines = difflib.unified_diff(
