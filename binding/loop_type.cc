@@ -382,7 +382,7 @@ PyObject* loop_ready_handles(PyObject* self, PyObject*) {
   });
 }
 PyObject* loop_hold_writes(PyObject* self, PyObject* on) {
-  loop_of(self).engine().hold_writes(on == Py_True);
+  loop_of(self).engine().holding().allow(on == Py_True);
   return py::none();
 }
 

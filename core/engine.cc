@@ -224,9 +224,7 @@ void Engine::run_ready() {
     run_entry(entry);
   }
   flush_gathered();
-  timed_since_ns_ = 0;
-  last_writer_ended_ns_ = 0;
-  many_writers_ = std::exchange(writers_in_turn_, 0) >= kManyWriters;
+  holding_.turn_over();
 }
 
 void Engine::run_entry(const ReadyEntry& entry) {
@@ -250,7 +248,7 @@ void Engine::run_entry(const ReadyEntry& entry) {
       break;
   }
   in_callback_ = false;
-  if (timed_since_ns_ != 0) {
+  if (holding_.timing()) {
     after_writing();
   }
 }
@@ -258,33 +256,17 @@ void Engine::run_entry(const ReadyEntry& entry) {
 // At the end of a callback that wrote, or that ran while others' writes were held.
 void Engine::after_writing() {
   const std::int64_t now = monotonic_now_ns();
-  if (now - timed_since_ns_ > kSlowNs) {
-    last_slow_callback_ = callback_serial_.get();
-  }
+  holding_.callback_over(callback_serial_.get(), now);
   if (flush_after_callback_) {
     flush_gathered();
   }
-  if (std::exchange(writes_, false)) {
-    note_distance(now);
-  }
   // The last callback's are sent by the end of the turn, or with the poll.
-  if (left_in_turn_ != 0 && has_held() && now - held_since_ns_ > kHoldMaxNs) {
+  if (left_in_turn_ != 0 && has_held() && holding_.held_long_enough(now)) {
     send_held();
   }
-  timed_since_ns_ = has_held() ? now : 0;
-}
-
-void Engine::note_distance(std::int64_t now) noexcept {
-  constexpr std::int64_t kWeight = 16;
-  ++writers_in_turn_;
-  const std::int64_t before = std::exchange(last_writer_ended_ns_, now);
-  if (before == 0) {
-    return;
+  if (!has_held()) {
+    holding_.stop_timing();
   }
-  // What takes long says no more than what is far.
-  const std::int64_t distance = std::min(now - before, 4 * kFarBetweenNs);
-  distance_ns_ += (distance - distance_ns_) / kWeight;
-  far_between_ = distance_ns_ > (far_between_ ? kNoLongerFarNs : kFarBetweenNs);
 }
 
 // Reading and writing are two callbacks. When the first raises what must leave run(), the second
@@ -304,7 +286,7 @@ void Engine::run_io(const ReadyEntry& entry) {
 
 void Engine::hold_write(StreamSocket& socket, Until until) {
   if (!has_held()) {
-    held_since_ns_ = timed_since_ns_;
+    holding_.begin();
   }
   if (until == Until::turn_ends && backend_->batches_sends()) {
     socket.send_with_poll();

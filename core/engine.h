@@ -14,6 +14,7 @@
 #include "core/sched/ready_queue.h"
 #include "core/sched/timer_heap.h"
 #include "core/sched/wakeup_inbox.h"
+#include "core/sched/write_holding.h"
 
 namespace cpploop {
 
@@ -114,29 +115,23 @@ class Engine {
   [[nodiscard]] std::uint64_t callback_serial() const noexcept { return callback_serial_.get(); }
   // Any thread: whether the loop is between two waits, or in a poll that does not block.
   [[nodiscard]] bool busy() const noexcept { return busy_.load(std::memory_order_relaxed); }
-  // A callback that writes is timed from its first write on.
-  void time_callback() noexcept {
-    if (timed_since_ns_ == 0) {
-      timed_since_ns_ = monotonic_now_ns();
+  // For a socket's first write in the callback that runs.
+  void note_writer() noexcept {
+    if (!holding_.timing()) {
+      holding_.start_timing(monotonic_now_ns());
     }
-    writes_ = true;
+    holding_.note_writer();
   }
-  // Whether a callback was slow, of those that were timed since the one of this serial.
-  [[nodiscard]] bool slow_since(std::uint64_t callback_serial) const noexcept {
-    return last_slow_callback_ >= callback_serial;
-  }
-  // Whether what this callback writes may wait for the turn's other callbacks, so that the
-  // receivers of all of them are woken once. One that is alone in its turn would only wait for
-  // itself; and where few writes come close behind each other, receivers do not fall asleep
-  // between them and work while this loop does: then the sooner the better, unless the wait sends
-  // them all at no cost.
+  [[nodiscard]] WriteHolding& holding() noexcept { return holding_; }
+  // Whether what this callback writes may wait for the turn's other callbacks. One that is alone in
+  // its turn would only wait for itself. Where the wait sends them all at no cost it always pays.
   [[nodiscard]] bool may_wait_for_turn() const noexcept {
-    return holds_writes_ && in_callback_ && (left_in_turn_ != 0 || has_held()) &&
-           (far_between_ || many_writers_ || backend_->batches_sends());
+    return holding_.allowed() && in_callback_ && (left_in_turn_ != 0 || has_held()) &&
+           (holding_.pays() || backend_->batches_sends());
   }
-  // Whether writes may be held beyond their callback at all; they may until this is called.
-  void hold_writes(bool on) noexcept { holds_writes_ = on; }
-  [[nodiscard]] bool last_of_turn() const noexcept { return left_in_turn_ == 0 || !holds_writes_; }
+  [[nodiscard]] bool last_of_turn() const noexcept {
+    return left_in_turn_ == 0 || !holding_.allowed();
+  }
   enum class Until : std::uint8_t { callback_ends, turn_ends };
   // Has the socket flushed then, or a millisecond later than now if that is sooner. Throws
   // std::bad_alloc.
@@ -157,17 +152,6 @@ class Engine {
 
  private:
   static constexpr std::uint32_t kBusyTurnsMax = 128;
-  // A held write waits this long at most, and for the end of the callback that runs then.
-  static constexpr std::int64_t kHoldMaxNs = 1'000'000;
-  // A callback that goes on for longer than this after it has written, or while others' writes are
-  // held, is slow. Less is what a busy machine takes from a process at a time.
-  static constexpr std::int64_t kSlowNs = 10'000'000;
-  // How far writing callbacks of a turn are from each other, the sends included where they are not
-  // held: farther than the first, and receivers fall asleep; nearer than the second, and it does
-  // not matter any more. A request to uvicorn has 12 µs and held 6, an echo 4 and held 2.
-  static constexpr std::int64_t kFarBetweenNs = 8'000;
-  static constexpr std::int64_t kNoLongerFarNs = 4'000;
-  static constexpr std::uint32_t kManyWriters = 12;  // In the turn before.
   static constexpr std::int64_t kLongestWaitNs = 24LL * 3600 * kNanosecondsPerSecond;
 
   void begin_busy_period() noexcept;
@@ -185,7 +169,6 @@ class Engine {
     return !flush_list_.empty() || backend_->has_sends_due();
   }
   void after_writing();
-  void note_distance(std::int64_t now) noexcept;
   void flush_gathered();
   void send_what_is_due();
 
@@ -200,19 +183,10 @@ class Engine {
   Metrics metrics_;
   Counter callback_serial_{1};
   std::atomic<bool> busy_{false};
-  std::uint32_t busy_turns_ = 0;     // Since the last wait.
-  std::size_t left_in_turn_ = 0;     // Callbacks of this turn behind the one that runs.
-  std::int64_t timed_since_ns_ = 0;  // Zero: nothing was written and nothing is held.
-  std::int64_t held_since_ns_ = 0;
-  std::uint64_t last_slow_callback_ = 0;
-  std::int64_t last_writer_ended_ns_ = 0;  // Of this turn; zero: none yet.
-  std::int64_t distance_ns_ = 0;           // Between writing callbacks: a moving average.
-  bool writes_ = false;                    // The callback that runs.
-  std::uint32_t writers_in_turn_ = 0;
-  bool far_between_ = false;
-  bool many_writers_ = false;
+  std::uint32_t busy_turns_ = 0;  // Since the last wait.
+  std::size_t left_in_turn_ = 0;  // Callbacks of this turn behind the one that runs.
+  WriteHolding holding_;
   bool flush_after_callback_ = false;
-  bool holds_writes_ = true;
   const std::uint32_t fork_generation_ = os::fork_generation();
   bool in_callback_ = false;
   bool stopping_ = false;

@@ -100,12 +100,12 @@ bool StreamSocket::note_write() noexcept {
     habit_ = writes_in_callback_ < 2
                  ? 0
                  : std::min<std::uint8_t>(static_cast<std::uint8_t>(habit_ + 1), kHabitLearned);
-    quick_ = engine_.slow_since(last_write_callback_)
+    quick_ = engine_.holding().slow_since(last_write_callback_)
                  ? 0
                  : std::min<std::uint8_t>(static_cast<std::uint8_t>(quick_ + 1), kQuickLearned);
     last_write_callback_ = callback;
     writes_in_callback_ = 0;
-    engine_.time_callback();
+    engine_.note_writer();
   }
   return ++writes_in_callback_ == 1;
 }
