@@ -598,8 +598,8 @@ void StreamTransport::queue_parts(const std::vector<py::Ref>& parts) {
   }
 #if PY_VERSION_HEX >= 0x030C0000
   // asyncio's tries the kernel here although it was full, and so hears at once of a peer that is
-  // gone. Not while closing: connection_lost() would come inside this very call.
-  if (waited && !socket_->is_closing()) {
+  // gone.
+  if (waited) {
     const bool outer = std::exchange(retrying_, true);
     socket_->retry_send();
     retrying_ = outer;

@@ -433,10 +433,9 @@ bool TlsProtocol::read_into_bytes(TlsSession& session, std::size_t expected, Rea
 // asyncio's _do_read__buffered(): one buffer's worth, and the rest in a callback of its own.
 bool TlsProtocol::read_into_protocol(TlsSession& session) {
   const Ref get_buffer = Ref::borrow(slot(kAppGetBuffer));
-  const Ref buffer_updated = Ref::borrow(slot(kAppBufferUpdated));
   const Py_ssize_t hint = read_buffer_size();
   Ref hint_object = hint < 0 ? Ref() : Ref::steal(PyLong_FromSsize_t(hint));
-  if (!get_buffer || !buffer_updated || !hint_object) {
+  if (!get_buffer || !hint_object) {
     if (PyErr_Occurred() == nullptr) {
       PyErr_SetString(PyExc_AttributeError, "_app_protocol_get_buffer");
     }
@@ -472,6 +471,12 @@ bool TlsProtocol::read_into_protocol(TlsSession& session) {
     }
   }
   if (reading.size > 0) {
+    // The protocol's that is set now: get_buffer() may have set another.
+    const Ref buffer_updated = Ref::borrow(slot(kAppBufferUpdated));
+    if (!buffer_updated) {
+      PyErr_SetString(PyExc_AttributeError, "_app_protocol_buffer_updated");
+      return false;
+    }
     Ref count = Ref::steal(PyLong_FromSize_t(reading.size));
     Ref result = count ? Ref::steal(PyObject_CallOneArg(buffer_updated.get(), count.get())) : Ref();
     if (!result) {

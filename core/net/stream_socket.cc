@@ -271,6 +271,16 @@ void StreamSocket::on_send_due() {
 }
 
 void StreamSocket::retry_send() {
+  if (closing_) {
+    // Of an error its owner hears here. That the queue is empty is concluded at the next poll.
+    blocked_ = false;
+    send_queue();
+    if (lost_count_ == 0) {
+      blocked_ = true;
+      wait_for_kernel();
+    }
+    return;
+  }
   on_send_ready();
   if (lost_count_ == 0) {
     maybe_pause_writing();

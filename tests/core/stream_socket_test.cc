@@ -426,6 +426,26 @@ TEST_F(StreamSocketTest, RetryAsksAKernelThatWasFull) {
   EXPECT_TRUE(owner_.log.empty());
 }
 
+TEST_F(StreamSocketTest, RetryOfAClosingSocketConcludesAtTheNextPoll) {
+  block_with(4);
+  owner_.close();
+  backend().make_room(fd_);
+  socket().retry_send();
+  EXPECT_EQ(sent(), "qqqq");
+  EXPECT_EQ(owner_.log, Lines());
+  loop_.turn();
+  EXPECT_EQ(owner_.log, (Lines{"drained", "closed"}));
+}
+
+TEST_F(StreamSocketTest, RetryOfAClosingSocketHearsOfAPeerThatIsGone) {
+  block_with(4);
+  owner_.close();
+  backend().make_room(fd_);
+  backend().fail_send(fd_, EPIPE);
+  socket().retry_send();
+  EXPECT_EQ(owner_.log, (Lines{"send error " + std::to_string(EPIPE), "lost is due"}));
+}
+
 TEST_F(StreamSocketTest, RetryHearsOfAPeerThatIsGone) {
   block_with(5);
   backend().fail_send(fd_, EPIPE);

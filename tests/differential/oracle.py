@@ -22,6 +22,7 @@ import shaken
 _Socket: Any = selector_events._SelectorSocketTransport
 _ReadPipe: Any = unix_events._UnixReadPipeTransport
 _Tls: Any = sslproto.SSLProtocol
+_WritePipe: Any = unix_events._UnixWritePipeTransport
 
 BUFFER = 1 << 16
 LARGER_BUFFER = 3 << 15
@@ -126,7 +127,27 @@ def mend() -> list[str]:
     if "_process_outgoing" not in inspect.getsource(_Tls._on_handshake_complete):
         _mend_withheld_handshake()
         mended.append("TLS: the handshake's end withheld when connection_made() pauses reading")
+    if "_told" not in vars(_WritePipe):
+        _mend_second_end_of_a_pipe()
+        mended.append("abort() of a write pipe that has ended or is about to")
     return mended
+
+
+def _mend_second_end_of_a_pipe() -> None:
+    lost, close = _WritePipe._call_connection_lost, _WritePipe._close
+
+    def _call_connection_lost(self: Any, exc: BaseException | None) -> None:
+        if not self._told:
+            self._told = True
+            lost(self, exc)
+
+    def _close(self: Any, exc: BaseException | None = None) -> None:
+        if not self._told:
+            close(self, exc)
+
+    _WritePipe._told = False
+    _WritePipe._call_connection_lost = _call_connection_lost
+    _WritePipe._close = _close
 
 
 def _mend_withheld_handshake() -> None:
