@@ -171,8 +171,6 @@ void StreamSocket::flush_unless_held() {
   }
 }
 
-void StreamSocket::send_with_poll() { engine_.backend().send_with_poll(channel_); }
-
 void StreamSocket::flush() {
   if (queue_.empty() || blocked_) {
     return;

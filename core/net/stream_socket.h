@@ -128,7 +128,6 @@ class StreamSocket final : private StreamSink {
   [[nodiscard]] std::span<const iovec> parts_to_send(std::span<iovec> room) noexcept override;
   [[nodiscard]] bool on_sent(IoResult result) noexcept override;
   void on_send_due() override;
-  void send_with_poll();
 
   [[nodiscard]] bool may_hold() const noexcept;
   // True for the first write of the current callback; keeps the habits' records.

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import NamedTuple
 
-from . import _native
+from . import _environment, _native
 
 _CHOICES = ("auto", "epoll", "io_uring")
 
@@ -23,13 +22,8 @@ def chosen_name(backend: str | None = None) -> str:
     ValueError for a name that means nothing.
     """
     if backend is not None:
-        if backend not in _CHOICES:
-            raise ValueError(f"backend must be one of {', '.join(_CHOICES)}, not {backend!r}")
-        return backend
-    choice = os.environ.get("CPPLOOP_BACKEND", "") or "auto"
-    if choice not in _CHOICES:
-        raise ValueError(f"CPPLOOP_BACKEND must be one of {', '.join(_CHOICES)}, not {choice!r}")
-    return choice
+        return _environment.checked("backend", backend, _CHOICES)
+    return _environment.choice("CPPLOOP_BACKEND", _CHOICES, "auto")
 
 
 def chosen_backend() -> Backend:

@@ -46,14 +46,15 @@ class Loop(_native.Loop, _tls.TlsLoop, ResolvingLoop, SpawningLoop, ObservedLoop
     def __new__(cls, *args: Any, backend: str | None = None, **kwargs: Any) -> Self:
         # An error in the environment is met here, not in a connection, and leaves no half a loop.
         _tls.asked_for()
-        _writes.may_be_held()
-        return super().__new__(cls, _backend.chosen_name(backend))
+        hold_writes = _writes.may_be_held()
+        loop = super().__new__(cls, _backend.chosen_name(backend))
+        loop._hold_writes(hold_writes)
+        return loop
 
     def __init__(self, *, backend: str | None = None) -> None:
         # The engine is the selector; asyncio's constructor would make one of its own for None.
         super().__init__(SelectorView(self))
         self._listeners: dict[int, _native.Listener] = {}
-        self._hold_writes(_writes.may_be_held())
         self._trace_if_asked_for()
 
     def __repr__(self) -> str:

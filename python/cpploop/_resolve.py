@@ -37,6 +37,28 @@ def _is_number(port: object) -> bool:
     return type(port) is int
 
 
+def _written_out(
+    host: object, port: object, family: int, type: int, proto: int, flags: int
+) -> _GetAddrInfoResult | None:
+    """What libc makes of an address written out with a port number; None for anything else."""
+    # Neither flags nor scopes, whose meaning changes with the interfaces.
+    lasting = flags == 0 and isinstance(host, str) and _is_number(port)
+    key = (host, port, family, type, proto)
+    if lasting and (known := _known_addresses.get(key)):
+        return known.copy()
+    if not (port is None or _is_number(port)) or not _may_be_address(host):
+        return None
+    numeric = flags | socket.AI_NUMERICHOST
+    try:
+        found = _getaddrinfo(host, port, family, type, proto, numeric)  # type: ignore[arg-type]
+    except (OSError, ValueError):
+        # Not an address after all, or an error that the look-up in a thread tells in full.
+        return None
+    if lasting and "%" not in str(host):
+        _remember(key, found)
+    return found
+
+
 def _remember(key: tuple[Any, ...], found: _GetAddrInfoResult) -> None:
     if len(_known_addresses) >= _KNOWN_MAX:
         _known_addresses.clear()
@@ -111,21 +133,9 @@ class ResolvingLoop(asyncio.SelectorEventLoop):
         self._check_closed()
         look_up: Callable[..., _GetAddrInfoResult] = socket.getaddrinfo
         if look_up is _getaddrinfo:
-            # Neither flags nor scopes, whose meaning changes with the interfaces.
-            lasting = flags == 0 and isinstance(host, str) and _is_number(port)
-            key = (host, port, family, type, proto)
-            if lasting and (known := _known_addresses.get(key)):
-                return known.copy()
-            if (port is None or _is_number(port)) and _may_be_address(host):
-                try:
-                    found = look_up(host, port, family, type, proto, flags | socket.AI_NUMERICHOST)
-                except (OSError, ValueError):
-                    # Not an address after all, or an error that is told from there in full.
-                    pass
-                else:
-                    if lasting and "%" not in str(host):
-                        _remember(key, found)
-                    return found
+            written_out = _written_out(host, port, family, type, proto, flags)
+            if written_out is not None:
+                return written_out
         if self._debug:
             look_up = self._getaddrinfo_debug
         return await self.run_in_executor(

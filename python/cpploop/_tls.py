@@ -17,7 +17,7 @@ from asyncio import constants, sslproto
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import _native
+from . import _environment, _native
 
 if TYPE_CHECKING:
     import socket
@@ -69,10 +69,7 @@ _gate: str | None = None
 
 def asked_for() -> str:
     """What CPPLOOP_TLS says. ValueError for a value that means nothing."""
-    choice = os.environ.get("CPPLOOP_TLS", "") or "auto"
-    if choice not in _CHOICES:
-        raise ValueError(f"CPPLOOP_TLS must be one of {', '.join(_CHOICES)}, not {choice!r}")
-    return choice
+    return _environment.choice("CPPLOOP_TLS", _CHOICES, "auto")
 
 
 def chosen_tier() -> TlsTier:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from . import _environment
 
 _CHOICES = ("together", "at-once")
 
@@ -12,7 +12,4 @@ def may_be_held() -> bool:
 
     ValueError for a value that means nothing.
     """
-    choice = os.environ.get("CPPLOOP_WRITES", "") or "together"
-    if choice not in _CHOICES:
-        raise ValueError(f"CPPLOOP_WRITES must be one of {', '.join(_CHOICES)}, not {choice!r}")
-    return choice == "together"
+    return _environment.choice("CPPLOOP_WRITES", _CHOICES, "together") == "together"

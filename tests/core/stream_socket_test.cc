@@ -54,6 +54,14 @@ class StreamSocketTest : public ::testing::Test {
     }
     backend().forget_sent(fd_);
   }
+  // A turn with what is queued and, behind it, a write that is not held.
+  void expect_next_write_at_once() {
+    loop_.call_soon([&] {
+      owner_.write("b");
+      EXPECT_EQ(sent(), "ab");
+    });
+    loop_.turn();
+  }
   // One turn of callbacks of another socket's.
   void learn_distance(std::chrono::microseconds distance) {
     StreamOwner other{loop_.engine, some_fd()};
@@ -186,11 +194,7 @@ TEST_F(StreamSocketTest, SlowCallbackEndsTheHolding) {
     linger();
   });
   loop_.in_callback([&] { EXPECT_EQ(sent(), "a") << "a millisecond is the most it waits"; });
-  loop_.call_soon([&] {
-    owner_.write("b");
-    EXPECT_EQ(sent(), "ab");
-  });
-  loop_.turn();
+  expect_next_write_at_once();
 }
 
 TEST_F(StreamSocketTest, SlowCallbackThatWritesNothingEndsTheHoldingToo) {
@@ -198,11 +202,7 @@ TEST_F(StreamSocketTest, SlowCallbackThatWritesNothingEndsTheHoldingToo) {
   loop_.call_soon([&] { owner_.write("a"); });
   loop_.call_soon([&] { linger(); });
   loop_.in_callback([&] { EXPECT_EQ(sent(), "a"); });
-  loop_.call_soon([&] {
-    owner_.write("b");
-    EXPECT_EQ(sent(), "ab");
-  });
-  loop_.turn();
+  expect_next_write_at_once();
 }
 
 TEST_F(StreamSocketTest, SlowCallbackBetweenTwoTurnsOfWritingDoesNotMatter) {
