@@ -197,20 +197,6 @@ bool DatagramTransport::tell_error(PendingError error) {
   return false;
 }
 
-// What a protocol raised in a callback of the loop's, as asyncio's handles report it.
-void DatagramTransport::callback_failed(const char* name) {
-  PendingError error = PendingError::take();
-  if (error.must_leave_loop()) {
-    loop_->leave_with(std::move(error));
-    return;
-  }
-  Ref result = Ref::steal(PyObject_CallMethod(loop_->state().support, "_transport_callback_failed",
-                                              "OsO", loop_->self(), name, error.value()));
-  if (!result) {
-    loop_->leave_with_error();
-  }
-}
-
 void DatagramTransport::log_debug(const char* format) {
   log_in_debug(*loop_, self_, "_log_debug", format);
 }
@@ -278,7 +264,7 @@ void DatagramTransport::on_datagram(const Datagram& datagram) {
                                                        2 | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr))
                       : Ref();
   if (!result) {
-    callback_failed(kReadReady);
+    loop_->io_callback_failed(kReadReady);
   }
 }
 
@@ -286,7 +272,7 @@ void DatagramTransport::on_receive_error(int error) {
   py::InContext context(read_context_.get());
   py::set_os_error(error);
   if (!tell_error(PendingError::take())) {
-    callback_failed(kReadReady);
+    loop_->io_callback_failed(kReadReady);
   }
 }
 
@@ -480,7 +466,7 @@ DatagramSent DatagramTransport::send_addressed(QueuedDatagram::Owner owner) {
       break;
   }
   if (!send_failed()) {
-    callback_failed(kSendtoReady);
+    loop_->io_callback_failed(kSendtoReady);
   }
   return DatagramSent::failed;
 }
@@ -489,7 +475,7 @@ void DatagramTransport::on_send_error(int error) {
   py::InContext context(write_context_.get());
   py::set_os_error(error);
   if (!send_failed()) {
-    callback_failed(kSendtoReady);
+    loop_->io_callback_failed(kSendtoReady);
   }
 }
 
@@ -526,7 +512,7 @@ void DatagramTransport::on_closed_after_flush() {
   py::InContext context(write_context_.get());
   Ref result = Ref::steal(call_connection_lost(Py_None));
   if (!result) {
-    callback_failed(kSendtoReady);
+    loop_->io_callback_failed(kSendtoReady);
   }
 }
 

@@ -94,7 +94,6 @@ class DatagramTransport final : public DatagramEvents {
   [[nodiscard]] PyObject* queue(PyObject* data, PyObject* address);
   [[nodiscard]] bool send_failed();
   [[nodiscard]] bool tell_error(py::PendingError error);
-  void callback_failed(const char* name);
   void tell_flow_control(PyObject* name, const char* failure);
   void fatal_error(py::PendingError error, const char* message);
   void close_descriptor() noexcept;

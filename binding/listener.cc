@@ -116,7 +116,7 @@ class ServerListener final : public ListenerEvents {
   void on_listener_error(int error) override {
     py::InContext accepting(context_.get());
     py::set_os_error(error);
-    loop_.report("Exception in callback Listener.accept()", PendingError::take(), nullptr, nullptr);
+    loop_.io_callback_failed("Listener.accept");
   }
 
  private:

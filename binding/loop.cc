@@ -327,6 +327,19 @@ void Loop::callback_failed(PyObject* handle) {
   }
 }
 
+void Loop::io_callback_failed(const char* name) {
+  PendingError error = PendingError::take();
+  if (error.must_leave_loop()) {
+    leave_with(std::move(error));
+    return;
+  }
+  Ref result = Ref::steal(PyObject_CallMethod(state_.support, "_io_callback_failed", "OsO", self_,
+                                              name, error.value()));
+  if (!result) {
+    leave_with_error();
+  }
+}
+
 void Loop::report(const char* message, PendingError error, PyObject* transport,
                   PyObject* protocol) {
   if (error.must_leave_loop()) {

@@ -118,6 +118,9 @@ class Loop final : private Host, private Clock {
   void report(const char* message, py::PendingError error, PyObject* transport, PyObject* protocol);
   // The same for the error in flight, which the handle's callback raised.
   void callback_failed(PyObject* handle);
+  // The same where the engine called, whom no handle stands for; `name` is that of the method that
+  // asyncio's handle would have.
+  void io_callback_failed(const char* name);
   // Keeps the error in flight (if any) as the one that leaves run().
   void leave_with_error();
   void leave_with(py::PendingError error);

@@ -498,8 +498,7 @@ void SockOperation::on_ready() {
                 PyObject_CallMethodOneArg(future.get(), state.str_set_exception, error.value()))
           : Ref::steal(PyObject_CallMethodOneArg(future.get(), state.str_set_result, value.get()));
   if (!told) {
-    loop_->report("Exception in callback SockOperation.on_ready()", PendingError::take(), nullptr,
-                  nullptr);
+    loop_->io_callback_failed("SockOperation.on_ready");
   }
 }
 

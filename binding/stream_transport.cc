@@ -20,7 +20,7 @@ using py::Ref;
 
 namespace {
 
-constexpr const char* kWriteReadyFailed = "Exception in callback StreamTransport._write_ready()";
+constexpr const char* kWriteReady = "StreamTransport._write_ready";
 
 [[nodiscard]] PendingError os_error(int error) {
   py::set_os_error(error);
@@ -635,7 +635,7 @@ void StreamTransport::on_send_error(int error) {
         PyObject_CallMethodOneArg(waiter.get(), state.str_set_exception, exception.get()));
     if (!result) {
       // Cancelled meanwhile, say.
-      loop_->report(kWriteReadyFailed, PendingError::take(), nullptr, nullptr);
+      loop_->io_callback_failed(kWriteReady);
     }
   }
 }
@@ -681,7 +681,7 @@ void StreamTransport::on_drained() {
     Ref result =
         Ref::steal(PyObject_CallMethodOneArg(waiter.get(), loop_->state().str_set_result, Py_None));
     if (!result) {
-      loop_->report(kWriteReadyFailed, PendingError::take(), nullptr, nullptr);
+      loop_->io_callback_failed(kWriteReady);
     }
   }
 }
@@ -708,8 +708,7 @@ void StreamTransport::on_closed_after_flush() {
   py::InContext context(read_context_.get());
   Ref result = Ref::steal(call_connection_lost(Py_None));
   if (!result) {
-    loop_->report("Exception in callback StreamTransport._write_ready()", PendingError::take(),
-                  nullptr, nullptr);
+    loop_->io_callback_failed(kWriteReady);
   }
 }
 

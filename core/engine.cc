@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <new>
 #include <utility>
 
 #include "core/net/stream_socket.h"
@@ -269,18 +270,30 @@ void Engine::after_writing() {
   }
 }
 
-// Reading and writing are two callbacks. When the first raises what must leave run(), the second
-// waits for the next poll, which reports it again.
+// Reading and writing are two callbacks. When the first raises what must leave run(), the second is
+// the one that the next run() begins with.
 void Engine::run_io(const ReadyEntry& entry) {
   if ((entry.io_events & kIoReadable) != 0) {
     backend_->dispatch(entry.channel, kIoReadable);
   }
-  if ((entry.io_events & kIoWritable) != 0 && !interrupted_) {
-    callback_serial_.add();
-    backend_->dispatch(entry.channel, kIoWritable);
+  if ((entry.io_events & kIoWritable) != 0) {
+    if (interrupted_) [[unlikely]] {
+      put_off_writing(entry.channel);
+    } else {
+      callback_serial_.add();
+      backend_->dispatch(entry.channel, kIoWritable);
+    }
   }
   if ((entry.io_events & kIoSendDue) != 0) {
     backend_->dispatch(entry.channel, kIoSendDue);
+  }
+}
+
+void Engine::put_off_writing(ChannelId channel) noexcept {
+  try {
+    ready_.push_front(ReadyEntry::of_io(channel, kIoWritable));
+  } catch (const std::bad_alloc&) {
+    // The next poll reports it again.
   }
 }
 
@@ -289,7 +302,7 @@ void Engine::hold_write(StreamSocket& socket, Until until) {
     holding_.begin();
   }
   if (until == Until::turn_ends && backend_->batches_sends()) {
-    socket.send_with_poll();
+    backend_->send_with_poll(socket.channel_);
     return;
   }
   flush_list_.push_back(&socket);

@@ -277,6 +277,7 @@ bool TlsProtocol::read_records(TlsSession& session, Reading& reading) {
       }
       if (waiting == 0) {
         if (unfed_.empty()) {
+          reading.closed = ended_;
           return true;
         }
         if (!feed_next(session)) {
@@ -300,6 +301,7 @@ bool TlsProtocol::read_records(TlsSession& session, Reading& reading) {
         }
         break;
       case Outcome::closed:
+        ended_ = true;
         reading.closed = true;
         return true;
       case Outcome::failed:
@@ -325,7 +327,7 @@ bool TlsProtocol::read_everything() {
     }
     const std::size_t expected = static_cast<std::size_t>(waiting) + unfed_.size();
     if (expected == 0 && !plaintext_left_) {
-      return true;
+      return !ended_ || peer_closed();
     }
     if (!on_data_ && !bind_protocol()) {
       PyErr_Clear();  // It may be that nothing comes; deliver() asks again.

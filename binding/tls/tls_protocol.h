@@ -179,6 +179,7 @@ class TlsProtocol {
   std::array<bool, kFlagCount> flags_{};
   State current_ = State::unknown;
   bool plaintext_left_ = false;  // The last read filled its memory: OpenSSL may hold more.
+  bool ended_ = false;  // The peer will send no more; told again if telling it was broken off.
   bool encrypting_ = false;
 };
 

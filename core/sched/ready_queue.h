@@ -82,13 +82,21 @@ class ReadyQueue {
     ++tail_;
   }
 
+  // Throws std::bad_alloc with the queue unchanged.
+  void push_front(const ReadyEntry& entry) {
+    if (size() == capacity_) [[unlikely]] {
+      grow();
+    }
+    --head_;
+    ring_[head_ & (capacity_ - 1)] = entry;
+  }
+
   [[nodiscard]] const ReadyEntry& front() const noexcept {
     assert(!empty());
     return ring_[head_ & (capacity_ - 1)];
   }
   [[nodiscard]] ReadyEntry pop() noexcept {
-    assert(!empty());
-    const ReadyEntry entry = ring_[head_ & (capacity_ - 1)];
+    const ReadyEntry entry = front();
     ++head_;
     return entry;
   }

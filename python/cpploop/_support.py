@@ -70,7 +70,7 @@ def _run_unless_cancelled(handle: Handle) -> None:
         handle._run()
 
 
-def _transport_callback_failed(loop: Loop, name: str, exc: BaseException) -> None:
+def _io_callback_failed(loop: Loop, name: str, exc: BaseException) -> None:
     """The same for a callback of the engine's, under the name of asyncio's method for it."""
 
     def callback() -> None: ...

@@ -309,15 +309,19 @@ TEST_F(EngineTest, InterruptLeavesTheRestForTheNextRun) {
   EXPECT_EQ(log_, (Lines{"raises", "left"}));
 }
 
-TEST_F(EngineTest, InterruptByAReaderKeepsItsWriterFromRunning) {
+TEST_F(EngineTest, InterruptByAReaderPutsItsWriterOff) {
   watch(kWantReadable, [&] {
     log_.emplace_back("reader raises");
+    loop_.call_soon(says("scheduled"));
     engine().interrupt();
   });
   watch(kWantWritable, says("writer"));
   backend().set_readable(fd_.get(), true);
   EXPECT_EQ(engine().run(), 0);
   EXPECT_EQ(log_, (Lines{"reader raises"}));
+  EXPECT_EQ(engine().run(), 0);
+  const Lines next{"reader raises", "writer", "scheduled", "reader raises"};
+  EXPECT_EQ(log_, next) << "what was left of the event is the first that the next run() runs";
 }
 
 TEST_F(EngineTest, InterruptedCallbackStillSendsWhatItGathered) {

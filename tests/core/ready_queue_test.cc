@@ -75,6 +75,29 @@ TEST(ReadyQueue, KeepsTheOrderWhenItGrowsWhileWrapped) {
   EXPECT_EQ(out, in);
 }
 
+TEST(ReadyQueue, TakesBackWhatWasPopped) {
+  ReadyQueue queue;
+  for (std::uintptr_t i = 1; i <= 64; ++i) {
+    queue.push(ReadyEntry::of_token(token_of(i)));
+  }
+  const ReadyEntry first = queue.pop();
+  queue.push(ReadyEntry::of_token(token_of(65)));
+  queue.push_front(first);  // The ring is full.
+  ASSERT_EQ(queue.size(), 65U);
+  for (std::uintptr_t i = 1; i <= 65; ++i) {
+    EXPECT_EQ(number_of(queue.pop()), i);
+  }
+}
+
+TEST(ReadyQueue, PutsAnEntryInFrontWhenNoneWasPopped) {
+  ReadyQueue queue;
+  queue.push_front(ReadyEntry::of_token(token_of(2)));
+  queue.push_front(ReadyEntry::of_token(token_of(1)));
+  EXPECT_EQ(number_of(queue.pop()), 1U);
+  EXPECT_EQ(number_of(queue.pop()), 2U);
+  EXPECT_TRUE(queue.empty());
+}
+
 TEST(ReadyQueue, ReserveKeepsWhatIsQueued) {
   ReadyQueue queue;
   queue.push(ReadyEntry::of_token(token_of(1)));

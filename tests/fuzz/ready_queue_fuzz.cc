@@ -29,7 +29,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   std::deque<std::uintptr_t> model;
   std::uintptr_t next = 0;
   while (!operations.over()) {
-    switch (operations.below(4)) {
+    switch (operations.below(5)) {
       case 0:
         for (std::size_t count = operations.byte(); count > 0; --count) {
           queue.push(ReadyEntry::of_token(reinterpret_cast<cpploop::Token>(++next)));
@@ -44,6 +44,10 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         break;
       case 2:
         queue.reserve(operations.byte());
+        break;
+      case 3:
+        queue.push_front(ReadyEntry::of_token(reinterpret_cast<cpploop::Token>(++next)));
+        model.push_front(next);
         break;
       default:
         check_same(queue, model);
