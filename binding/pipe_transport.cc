@@ -396,8 +396,9 @@ bool WritePipeTransport::start(const PipeSpec& spec) {
 }
 
 PyObject* WritePipeTransport::add_reader(PyObject* callback) {
-  // connection_made() may have closed the transport.
-  return none_if(closing_ || watch(kWantReadable, callback));
+  // connection_made() may have ended the transport, unless it left something to write.
+  const bool over = closing_ && writer_.empty();
+  return none_if(over || watch(kWantReadable, callback));
 }
 
 PyObject* WritePipeTransport::read_ready() {

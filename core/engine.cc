@@ -87,13 +87,14 @@ int Engine::turn() {
   if (error != 0 || interrupted_) {
     return error;
   }
+  queue_next_events();
   queue_due_timers();
   run_ready();
   return 0;
 }
 
 int Engine::poll() {
-  const bool may_block = ready_.empty() && !stopping_;
+  const bool may_block = ready_.empty() && next_events_.empty() && !stopping_;
   if (!may_block && !backend_->has_channels()) {
     return 0;  // Only the wake-up is registered, and the inbox was looked at.
   }
@@ -184,6 +185,17 @@ void Engine::compact_timers() {
   for (const Token token : removed) {
     host_.drop(token);
   }
+}
+
+void Engine::queue_next_events() {
+  if (next_events_.empty()) {
+    return;
+  }
+  ready_.reserve(next_events_.size());
+  for (NativeCallback* callback : next_events_) {
+    ready_.push(ReadyEntry::of_native(callback));
+  }
+  next_events_.clear();
 }
 
 void Engine::queue_due_timers() {
@@ -416,7 +428,7 @@ void Engine::close() {
   std::vector<Token> tokens = take_timers();
   watchers_.take_all(tokens);
   backend_->close();
-  std::vector<NativeCallback*> natives;
+  std::vector<NativeCallback*> natives = std::exchange(next_events_, {});
   while (!ready_.empty()) {
     const ReadyEntry entry = ready_.pop();
     if (entry.kind == ReadyEntry::Kind::token) {

@@ -74,6 +74,9 @@ class Engine {
     }
     ready_.push(entry);
   }
+  // The loop's thread: runs it in the next turn, among what that turn's poll finds. Throws
+  // std::bad_alloc.
+  void push_with_next_events(NativeCallback& callback) { next_events_.push_back(&callback); }
 
   // Turns until stop() or interrupt(). 0, or the errno that the wait failed with.
   [[nodiscard]] int run();
@@ -161,6 +164,7 @@ class Engine {
   void compact_timers();
   [[nodiscard]] std::int64_t wait_limit_ns();
   [[nodiscard]] int poll();
+  void queue_next_events();
   void queue_due_timers();
   void run_ready();
   void run_entry(const ReadyEntry& entry);
@@ -177,6 +181,7 @@ class Engine {
   std::unique_ptr<WakeupInbox> inbox_;
   std::unique_ptr<Backend> backend_;
   ReadyQueue ready_;
+  std::vector<NativeCallback*> next_events_;
   TimerHeap timers_;
   ReadinessWatchers watchers_;
   Clock* clock_ = nullptr;

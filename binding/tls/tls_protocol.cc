@@ -741,14 +741,15 @@ bool TlsProtocol::writelines(PyObject* list) {
         Ref::steal(PyObject_CallMethodOneArg(self_, state_.str__write_appdata, pieces.get()));
     return static_cast<bool>(result);
   }
+  if (total == 0) {
+    // Nothing to encrypt, but OpenSSL may have something to say: the handshake's last flight.
+    return encrypting_ || do_write() || fatal_error();
+  }
   return (write_parts(parts, total) && after_write()) || fatal_error();
 }
 
 // Small pieces share records, and all of them a send.
 bool TlsProtocol::write_parts(const std::vector<Plaintext>& parts, std::size_t total) {
-  if (total == 0) {
-    return true;
-  }
   if (total <= TlsScratch::kPlaintextSize && parts.size() > 1) {
     const TlsScratch::Lease memory = loop_->tls_scratch().plaintext();
     std::size_t used = 0;

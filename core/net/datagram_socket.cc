@@ -94,11 +94,12 @@ void DatagramSocket::keep(std::span<const Datagram> datagrams) noexcept {
 }
 
 void DatagramSocket::schedule_held() noexcept {
+  held_asked_ = engine_.metrics().turns.get();
   if (held_scheduled_) {
     return;
   }
   try {
-    engine_.push_ready(ReadyEntry::of_native(this));
+    engine_.push_with_next_events(*this);
     held_scheduled_ = true;
     events_.hold();
   } catch (const std::bad_alloc&) {
@@ -110,7 +111,11 @@ void DatagramSocket::schedule_held() noexcept {
 
 void DatagramSocket::run() {
   held_scheduled_ = false;
-  deliver_held();
+  if (held_asked_ == engine_.metrics().turns.get()) {
+    schedule_held();  // Asked for since this was queued: an event of the next turn.
+  } else {
+    deliver_held();
+  }
   events_.release();
 }
 

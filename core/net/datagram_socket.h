@@ -146,6 +146,7 @@ class DatagramSocket final : private DatagramSink, private NativeCallback {
   std::size_t high_water_ = kDefaultHighWater;
   std::size_t low_water_ = kDefaultLowWater;
   std::uint64_t dropped_ = 0;
+  std::uint64_t held_asked_ = 0;  // The turn in which what is held was last asked for.
   std::uint32_t lost_count_ = 0;
   bool started_ = false;
   bool closing_ = false;

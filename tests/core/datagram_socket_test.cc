@@ -247,6 +247,33 @@ TEST_F(DatagramSocketTest, AfterStopTheRestWaitsForTheNextRun) {
   EXPECT_EQ(owner_.log, (Lines{"datagram b"}));
 }
 
+TEST_F(DatagramSocketTest, WhatIsHeldComesWithTheNextTurnsEvents) {
+  bring({"a", "b"});
+  owner_.on_data = [&] { loop_.engine.stop(); };
+  socket().start_reading();
+  ASSERT_EQ(loop_.engine.run(), 0);
+  owner_.on_data = {};
+  loop_.call_soon([&] { owner_.log.emplace_back("scheduled before"); });
+  loop_.turn();
+  EXPECT_EQ(owner_.log, (Lines{"datagram a", "scheduled before", "datagram b"}));
+}
+
+TEST_F(DatagramSocketTest, WhatIsHeldWaitsForTheTurnAfterReadingWasResumed) {
+  bring({"a", "b"});
+  owner_.on_data = [&] { loop_.engine.stop(); };
+  socket().start_reading();
+  ASSERT_EQ(loop_.engine.run(), 0);
+  owner_.on_data = {};
+  loop_.call_soon([&] {
+    EXPECT_TRUE(socket().pause_reading());
+    EXPECT_TRUE(socket().resume_reading());
+  });
+  loop_.turn();
+  EXPECT_EQ(owner_.take_log(), (Lines{"datagram a"})) << "the event was of the registration before";
+  loop_.turn();
+  EXPECT_EQ(owner_.log, (Lines{"datagram b"}));
+}
+
 TEST_F(DatagramSocketTest, WhatIsHeldWhenTheLoopClosesIsDropped) {
   bring({"a", "b"});
   owner_.on_data = [&] { loop_.engine.interrupt(); };

@@ -95,7 +95,7 @@ class Comparer:
             return True
         if _counts_differently(script) and _was_paused(actual):
             return True
-        others = ["asyncio", "larger", "smaller"]
+        others = ["asyncio", "larger", "smaller", "like ours"]
         if self.faults is not None:
             others += self.faults.SHAKEN
         # One after the other, and no further than it takes.

@@ -1,9 +1,9 @@
 """The two loops, and what must be known of asyncio to use it as the oracle.
 
 ``asyncio`` is the asyncio of the running interpreter, with its known bugs mended where a later
-patch release has mended them: cpploop follows the mended one on every Python. ``larger`` and
-``smaller`` are the same asyncio with other sizes in the kernel and in its reads. A script whose
-trace depends on such sizes tells nothing, and comes out differently on these.
+patch release has mended them: cpploop follows the mended one on every Python. ``larger``,
+``smaller`` and ``like ours`` are the same asyncio with other sizes in the kernel or in its reads. A
+script whose trace depends on such sizes tells nothing, and comes out differently on one of these.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ BUFFER = 1 << 16
 LARGER_BUFFER = 3 << 15
 SMALLER_BUFFER = 3 << 14
 SHAKEN_READ = 16 * 1024
+CPPLOOP_READ = 64 * 1024
 
 
 class Loop:
@@ -38,24 +39,25 @@ class Loop:
         name: str,
         factory: Callable[[], Any],
         buffer: int = BUFFER,
+        read: int | None = None,
         faults: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         self.name = name
         self.factory = factory
         self.buffer = buffer
+        self.read = read
         self.faults = faults
-        self._shaken = buffer != BUFFER
 
     @contextlib.contextmanager
     def sizes(self) -> Iterator[None]:
-        if not self._shaken:
+        if self.read is None:
             with self.faults():
                 yield
             return
         # The base class of TCP and datagram transports holds the size; datagrams are left alone.
         saved = selector_events._SelectorTransport.max_size, _ReadPipe.max_size, _Tls.max_size
-        _Socket.max_size = _ReadPipe.max_size = SHAKEN_READ
-        _Tls.max_size = 2 * SHAKEN_READ
+        _Socket.max_size = _ReadPipe.max_size = self.read
+        _Tls.max_size = 2 * self.read
         try:
             yield
         finally:
@@ -66,10 +68,14 @@ class Loop:
 def loops() -> dict[str, Loop]:
     import cpploop
 
+    def other(name: str, buffer: int, read: int) -> Loop:
+        return Loop(f"asyncio, {name}", asyncio.SelectorEventLoop, buffer, read)
+
     return {
         "asyncio": Loop("asyncio", asyncio.SelectorEventLoop),
-        "larger": Loop("asyncio, larger buffers", asyncio.SelectorEventLoop, LARGER_BUFFER),
-        "smaller": Loop("asyncio, smaller buffers", asyncio.SelectorEventLoop, SMALLER_BUFFER),
+        "larger": other("larger buffers", LARGER_BUFFER, SHAKEN_READ),
+        "smaller": other("smaller buffers", SMALLER_BUFFER, SHAKEN_READ),
+        "like ours": other("cpploop's reads", BUFFER, CPPLOOP_READ),
         "cpploop": Loop("cpploop", cpploop.new_event_loop),
     }
 
