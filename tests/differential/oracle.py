@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import ssl
 from asyncio import constants, selector_events, sslproto, unix_events
 from asyncio.log import logger
 from collections.abc import Callable, Iterator
@@ -130,6 +131,9 @@ def mend() -> list[str]:
     if "buf[offset:]" in inspect.getsource(_Tls._do_read__buffered):
         _mend_tls_into_bytearrays()
         mended.append("TLS into a bytearray: only the first record of a read arrives")
+    if "SSLZeroReturnError" not in inspect.getsource(_Tls._do_read__buffered):
+        _mend_closing_in_get_buffer()
+        mended.append("TLS: closing in get_buffer() behind the peer's end is an error")
     if "_process_outgoing" not in inspect.getsource(_Tls._on_handshake_complete):
         _mend_withheld_handshake()
         mended.append("TLS: the handshake's end withheld when connection_made() pauses reading")
@@ -166,6 +170,20 @@ def _mend_withheld_handshake() -> None:
             self._process_outgoing()
 
     _Tls._on_handshake_complete = mended
+
+
+def _mend_closing_in_get_buffer() -> None:
+    """asyncio reads on into the buffer though both ends have said by then that they are done."""
+    read = _Tls._do_read__buffered
+
+    def _do_read__buffered(self: Any) -> None:
+        try:
+            read(self)
+        except ssl.SSLZeroReturnError:
+            if self._state is sslproto.SSLProtocolState.WRAPPED:
+                raise
+
+    _Tls._do_read__buffered = _do_read__buffered
 
 
 def _mend_tls_into_bytearrays() -> None:
