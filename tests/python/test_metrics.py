@@ -1,4 +1,4 @@
-"""What a loop counts of its own work, and who exports it."""
+"""What a loop counts of its own work, and who exports it (uv#322, ray#45097)."""
 
 from __future__ import annotations
 
