@@ -244,13 +244,29 @@ PyObject* loop_time(PyObject*, PyObject*) {
 
 PyObject* loop_create_future(PyObject* self, PyObject*) { return new_future(loop_of(self)); }
 
-// The keyword names of a create_task() call with "loop" behind them. Callers pass the same tuple
-// each time (asyncio.create_task always passes name), so the last answer is kept.
+[[nodiscard]] bool same_names(PyObject* keywords, PyObject* others) noexcept {
+  if (keywords == others || others == nullptr) {
+    return keywords == others;
+  }
+  const Py_ssize_t count = PyTuple_GET_SIZE(keywords);
+  if (count != PyTuple_GET_SIZE(others)) {
+    return false;
+  }
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    if (PyTuple_GET_ITEM(keywords, i) != PyTuple_GET_ITEM(others, i)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// The keyword names of a create_task() call with "loop" behind them. Callers pass the same ones
+// each time (asyncio.create_task passes its own on, in a new tuple), so the last answer is kept.
 [[nodiscard]] PyObject* names_with_loop(ModuleState& state, PyObject* keywords) {
   if (keywords == nullptr || PyTuple_GET_SIZE(keywords) == 0) {
     return state.loop_keyword;
   }
-  if (keywords == state.task_keywords) {
+  if (same_names(keywords, state.task_keywords)) {
     return state.task_keywords_with_loop;
   }
   const Py_ssize_t count = PyTuple_GET_SIZE(keywords);
@@ -267,12 +283,13 @@ PyObject* loop_create_future(PyObject* self, PyObject*) { return new_future(loop
   return state.task_keywords_with_loop;
 }
 
-// name and context, which every Python's create_task() takes. What else it takes, and what it says
-// to the rest, is its own to say.
+// What this Python's create_task() takes. What it says to the rest is its own to say.
 [[nodiscard]] bool known_task_keywords(ModuleState& state, const CallArgs& args) {
   for (Py_ssize_t i = 0; i < args.keyword_count(); ++i) {
     PyObject* name = args.keyword_name(i);
-    if (name != state.str_name && name != state.str_context) {
+    const bool known = name == state.str_name || name == state.str_context ||
+                       (PY_VERSION_HEX >= 0x030E0000 && name == state.str_eager_start);
+    if (!known) {
       return false;
     }
   }

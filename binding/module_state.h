@@ -22,7 +22,7 @@ namespace cpploop {
   X(_write_ready) X(accept) X(addr) X(address) X(append) X(appendleft) X(buffer_updated) \
   X(call_at) X(call_exception_handler) X(call_soon) X(callback) X(cancelled) X(close) X(connect) \
   X(connection_lost) X(connection_made) X(context) X(create_future) X(data) X(data_received) \
-  X(datagram_received) X(delay) X(detach) X(done) X(eof_received) X(error_received) X(exception) \
+  X(datagram_received) X(delay) X(detach) X(done) X(eager_start) X(eof_received) X(error_received) X(exception) \
   X(extra) X(family) X(fd) X(feed_data) X(fileno) X(get_buffer) X(getblocking) X(getsockopt) \
   X(gettimeout) X(high) X(list_of_data) X(loop) X(low) X(message) X(name) X(pause_writing) \
   X(peername) X(pending) X(pipe) X(proto) X(protocol) X(read) X(recv) X(recv_into) X(recvfrom) \
