@@ -111,7 +111,11 @@ void keep_free(FreeHandles& list, PyObject* handle) noexcept {
   return handle;
 }
 
-void drop(PyObject*& slot) noexcept { const Ref old = Ref::steal(std::exchange(slot, nullptr)); }
+void drop(PyObject*& slot) noexcept {
+  if (slot != nullptr) {
+    const Ref old = Ref::steal(std::exchange(slot, nullptr));
+  }
+}
 
 void clear_slots(PyObject* handle) noexcept {
   AsyncioHandle& base = asyncio_part(handle);

@@ -34,11 +34,20 @@ struct CallbackCall {
   PyObject* context = nullptr;
 };
 
+// asyncio's C code names the context by a string of its own, which is not the interned one.
+[[nodiscard]] bool names_the_context(ModuleState& state, PyObject* name) noexcept {
+  constexpr std::string_view kContext = "context";
+  return name == state.str_context ||
+         (PyUnicode_IS_COMPACT_ASCII(name) &&
+          kContext == std::string_view(static_cast<const char*>(PyUnicode_DATA(name)),
+                                       static_cast<std::size_t>(PyUnicode_GET_LENGTH(name))));
+}
+
 // Keywords other than context: allowed by asyncio's signatures, met in practice hardly ever.
 [[nodiscard]] bool take_keyword(ModuleState& state, const char* function, PyObject* leading_name,
                                 PyObject* name, PyObject* value, CallbackCall& call) {
   PyObject** target = nullptr;
-  if (PyUnicode_Compare(name, state.str_context) == 0) {
+  if (names_the_context(state, name)) {
     target = &call.context;
   } else if (PyUnicode_Compare(name, state.str_callback) == 0) {
     target = &call.callback;
@@ -71,7 +80,7 @@ struct CallbackCall {
   }
   for (Py_ssize_t i = 0; i < args.keyword_count(); ++i) {
     PyObject* name = args.keyword_name(i);
-    if (name == state.str_context && call.context == nullptr) [[likely]] {
+    if (names_the_context(state, name) && call.context == nullptr) [[likely]] {
       call.context = args.keyword_value(i);
     } else if (!take_keyword(state, function, leading_name, name, args.keyword_value(i), call)) {
       return false;
@@ -181,11 +190,28 @@ PyObject* loop_call_soon_threadsafe(PyObject* self, PyObject* const* values, Py_
   return PyObject_Call(method.get(), arguments.get(), keywords.get());
 }
 
+[[nodiscard]] double seconds_now() { return static_cast<double>(monotonic_now_ns()) / 1e9; }
+
 [[nodiscard]] PyObject* current_time(Loop& loop) {
   if (loop.overrides().time) {
     return PyObject_CallMethodNoArgs(loop.self(), loop.state().str_time);
   }
-  return PyFloat_FromDouble(static_cast<double>(monotonic_now_ns()) / 1e9);
+  return PyFloat_FromDouble(seconds_now());
+}
+
+// time() + delay.
+[[nodiscard]] PyObject* time_after(Loop& loop, PyObject* delay) {
+  const bool plain = PyFloat_CheckExact(delay) || PyLong_CheckExact(delay);
+  if (!plain || loop.overrides().time) {
+    const Ref now = Ref::steal(current_time(loop));
+    return now ? PyNumber_Add(now.get(), delay) : nullptr;
+  }
+  const double seconds =
+      PyFloat_CheckExact(delay) ? PyFloat_AS_DOUBLE(delay) : PyLong_AsDouble(delay);
+  if (seconds == -1.0 && PyErr_Occurred() != nullptr) {
+    return nullptr;
+  }
+  return PyFloat_FromDouble(seconds_now() + seconds);
 }
 
 PyObject* loop_call_later(PyObject* self, PyObject* const* values, Py_ssize_t count,
@@ -201,8 +227,7 @@ PyObject* loop_call_later(PyObject* self, PyObject* const* values, Py_ssize_t co
       PyErr_SetString(PyExc_TypeError, "delay must not be None");
       return nullptr;
     }
-    Ref now = Ref::steal(current_time(loop));
-    Ref when = now ? Ref::steal(PyNumber_Add(now.get(), call.leading)) : Ref();
+    Ref when = Ref::steal(time_after(loop, call.leading));
     if (!when) {
       return nullptr;
     }
@@ -228,9 +253,7 @@ PyObject* loop_call_at(PyObject* self, PyObject* const* values, Py_ssize_t count
   });
 }
 
-PyObject* loop_time(PyObject*, PyObject*) {
-  return PyFloat_FromDouble(static_cast<double>(monotonic_now_ns()) / 1e9);
-}
+PyObject* loop_time(PyObject*, PyObject*) { return PyFloat_FromDouble(seconds_now()); }
 
 // A class by its name in one of asyncio's modules, as asyncio's own code finds it at each call.
 [[nodiscard]] PyObject* current_class(PyObject* module_dict, PyObject* name) {

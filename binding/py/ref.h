@@ -55,10 +55,17 @@ class Ref {
   Ref(const Ref&) = delete;
   Ref& operator=(const Ref&) = delete;
   ~Ref() {
-    if (object_ != nullptr) {
-      before_release();
-      unless_thread_ends([this] { Py_DECREF(object_); });
+    if (object_ == nullptr) {
+      return;
     }
+    before_release();
+#ifndef Py_GIL_DISABLED
+    if (Py_REFCNT(object_) > 1) [[likely]] {
+      Py_DECREF(object_);  // Somebody else has it: nothing ends here, and no code runs.
+      return;
+    }
+#endif
+    unless_thread_ends([this] { Py_DECREF(object_); });
   }
 
   // Takes over a reference that the caller owns (what most C API calls return).
