@@ -69,7 +69,8 @@ TlsSession::Result BioSession::judge_error() const {
   return {Outcome::failed, 0};
 }
 
-TlsSession::Result BioSession::read(char* into, std::size_t size) {
+TlsSession::Result BioSession::read(char* into, std::size_t size,
+                                    std::span<const char>& /*received*/) {
   PyObject* owner = plain_ ? ssl_socket_.get() : ssl_object_.get();
   Ref wanted = Ref::steal(PyLong_FromSize_t(size));
   Ref target = plain_ ? lend(into, size) : Ref();
@@ -107,7 +108,8 @@ TlsSession::Result BioSession::copy_plaintext(PyObject* bytes, char* into, std::
   return {Outcome::done, view.size()};
 }
 
-TlsSession::Result BioSession::write(const char* data, std::size_t size) {
+TlsSession::Result BioSession::write(const char* data, std::size_t size,
+                                     std::span<char>& /*room*/) {
   PyObject* owner = plain_ ? ssl_socket_.get() : ssl_object_.get();
   Ref argument = plain_
                      ? lend(data, size)

@@ -14,8 +14,8 @@ class BioSession : public TlsSession {
   [[nodiscard]] bool open(const TlsObjects& objects);
 
   [[nodiscard]] bool feed(const char* data, std::size_t size) override;
-  [[nodiscard]] Result read(char* into, std::size_t size) override;
-  [[nodiscard]] Result write(const char* data, std::size_t size) override;
+  [[nodiscard]] Result read(char* into, std::size_t size, std::span<const char>& received) override;
+  [[nodiscard]] Result write(const char* data, std::size_t size, std::span<char>& room) override;
   [[nodiscard]] Py_ssize_t drain(char* into, std::size_t size) override;
   [[nodiscard]] Py_ssize_t incoming() override;
   [[nodiscard]] Py_ssize_t outgoing() override;

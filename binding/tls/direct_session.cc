@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "binding/tls/bio_session.h"
+#include "binding/tls/bio_tap.h"
 #include "binding/tls/openssl.h"
 
 namespace cpploop {
@@ -33,12 +34,17 @@ class DirectSession final : public BioSession {
     }
     incoming_bio_ = openssl().get_rbio(ssl_);
     outgoing_bio_ = openssl().get_wbio(ssl_);
-    return incoming_bio_ != nullptr && outgoing_bio_ != nullptr;
+    if (incoming_bio_ == nullptr || outgoing_bio_ == nullptr) {
+      return false;
+    }
+    tap_.install(ssl_, incoming_bio_, outgoing_bio_);
+    return true;
   }
 
   [[nodiscard]] bool feed(const char* data, std::size_t size) override;
-  [[nodiscard]] Result read(char* into, std::size_t size) override;
-  [[nodiscard]] Result write(const char* data, std::size_t size) override;
+  [[nodiscard]] bool reads_in_place() const noexcept override { return tap_.installed(); }
+  [[nodiscard]] Result read(char* into, std::size_t size, std::span<const char>& received) override;
+  [[nodiscard]] Result write(const char* data, std::size_t size, std::span<char>& room) override;
   [[nodiscard]] Py_ssize_t drain(char* into, std::size_t size) override;
   [[nodiscard]] Py_ssize_t incoming() override {
     return static_cast<Py_ssize_t>(openssl().bio_pending(incoming_bio_));
@@ -61,6 +67,7 @@ class DirectSession final : public BioSession {
   void* ssl_ = nullptr;
   void* incoming_bio_ = nullptr;
   void* outgoing_bio_ = nullptr;
+  tls::BioTap tap_;
   // The most that either BIO held since its buffer was exchanged; with the handshake's flights.
   std::size_t largest_fed_ = SIZE_MAX;
   std::size_t largest_sealed_ = SIZE_MAX;
@@ -99,14 +106,18 @@ bool DirectSession::feed(const char* data, std::size_t size) {
   return true;
 }
 
-TlsSession::Result DirectSession::read(char* into, std::size_t size) {
+TlsSession::Result DirectSession::read(char* into, std::size_t size,
+                                       std::span<const char>& received) {
   int count = 0;
   int error = 0;
   bool closed = false;
   // The object's Python methods take the same lock on a free-threaded build.
   Py_BEGIN_CRITICAL_SECTION(ssl_socket());
   openssl().clear_errors();
-  count = openssl().read(ssl_, into, as_int(size));
+  {
+    const tls::BioTap::Lent lent(tap_, received);
+    count = openssl().read(ssl_, into, as_int(size));
+  }
   if (count <= 0) {
     error = openssl().get_error(ssl_, count);
     closed =
@@ -127,16 +138,22 @@ TlsSession::Result DirectSession::read(char* into, std::size_t size) {
   }
   // OpenSSL's error queue is as it was left: the method meets the same error and raises it in its
   // own words.
-  return BioSession::read(into, size);
+  return BioSession::read(into, size, received);
 }
 
-TlsSession::Result DirectSession::write(const char* data, std::size_t size) {
-  largest_sealed_ = std::max(largest_sealed_, size);
+TlsSession::Result DirectSession::write(const char* data, std::size_t size, std::span<char>& room) {
+  const std::size_t roomy = room.size();
   int count = 0;
   int error = 0;
   Py_BEGIN_CRITICAL_SECTION(ssl_socket());
   openssl().clear_errors();
-  count = openssl().write(ssl_, data, as_int(size));
+  {
+    const tls::BioTap::Lent lent(tap_, room);
+    count = openssl().write(ssl_, data, as_int(size));
+  }
+  if (room.size() == roomy) {
+    largest_sealed_ = std::max(largest_sealed_, size);
+  }
   if (count <= 0) {
     error = openssl().get_error(ssl_, count);
   }
@@ -150,7 +167,7 @@ TlsSession::Result DirectSession::write(const char* data, std::size_t size) {
   if (error == tls::kErrorWantRead) {
     return {Outcome::again, 0};
   }
-  return BioSession::write(data, size);
+  return BioSession::write(data, size, room);
 }
 
 Py_ssize_t DirectSession::drain(char* into, std::size_t size) {

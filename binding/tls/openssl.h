@@ -23,6 +23,23 @@ struct OpenSsl {
   std::size_t (*bio_pending)(void* bio);
   long (*bio_ctrl)(void* bio, int command, long number, void* object);
   void* (*new_buffer)();  // BUF_MEM_new
+  // What it takes to stand before a BIO.
+  void (*set_rbio)(void* ssl, void* bio);  // SSL_set0_rbio: takes the reference over
+  void (*set_wbio)(void* ssl, void* bio);
+  void* (*bio_new)(const void* method);
+  int (*bio_up_ref)(void* bio);
+  void (*bio_free_all)(void* bio);
+  void* (*bio_push)(void* bio, void* next);
+  void* (*bio_next)(void* bio);
+  void (*bio_set_data)(void* bio, void* data);
+  void* (*bio_get_data)(void* bio);
+  void (*bio_clear_flags)(void* bio, int flags);
+  void (*bio_copy_next_retry)(void* bio);
+  int (*bio_new_index)();
+  void* (*bio_method_new)(int type, const char* name);
+  int (*bio_method_set_read)(void* method, int (*read)(void*, char*, int));
+  int (*bio_method_set_write)(void* method, int (*write)(void*, const char*, int));
+  int (*bio_method_set_control)(void* method, long (*control)(void*, int, long, void*));
   unsigned long (*peek_error)();
   void (*clear_error)();
 

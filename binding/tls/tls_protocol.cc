@@ -280,13 +280,13 @@ bool TlsProtocol::read_records(TlsSession& session, Reading& reading) {
           reading.closed = ended_;
           return true;
         }
-        if (!feed_next(session)) {
+        if (!session.reads_in_place() && !feed_next(session)) {
           return false;
         }
       }
     }
     const std::size_t room = reading.capacity - reading.size;
-    const TlsSession::Result result = session.read(reading.data + reading.size, room);
+    const TlsSession::Result result = session.read(reading.data + reading.size, room, unfed_);
     plaintext_left_ = result.outcome == Outcome::done && result.count == room;
     switch (result.outcome) {
       case Outcome::done:
@@ -570,7 +570,12 @@ bool TlsProtocol::encrypt(std::span<const char> plaintext, bool regardless, std:
   bool more = false;  // Something may be left in the BIO.
   while (taken < plaintext.size() && (regardless || !flag(kSslWritingPaused))) {
     const std::size_t piece = std::min(plaintext.size() - taken, kRecordMax);
-    const TlsSession::Result result = session->write(plaintext.data() + taken, piece);
+    // While the transport has enough, what is made stays with OpenSSL.
+    const std::size_t room_size = flag(kSslWritingPaused) ? 0 : memory.size() - used;
+    std::span<char> room(memory.data() + used, room_size);
+    const TlsSession::Result result = session->write(plaintext.data() + taken, piece, room);
+    const std::size_t put = room_size - room.size();
+    used += put;
     if (result.outcome == Outcome::failed) {
       return false;
     }
@@ -582,11 +587,13 @@ bool TlsProtocol::encrypt(std::span<const char> plaintext, bool regardless, std:
       continue;
     }
     // Taken out record by record, because memory BIOs never shrink; sent together.
-    const Py_ssize_t drained = session->drain(memory.data() + used, memory.size() - used);
-    if (drained < 0) {
-      return false;
+    if (put == 0 || session->outgoing() != 0) {
+      const Py_ssize_t drained = session->drain(memory.data() + used, memory.size() - used);
+      if (drained < 0) {
+        return false;
+      }
+      used += static_cast<std::size_t>(drained);
     }
-    used += static_cast<std::size_t>(drained);
     more = used == memory.size();
     if (memory.size() - used < kSealedRecordMax && !send(memory.data(), std::exchange(used, 0))) {
       return false;

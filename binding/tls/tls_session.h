@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 
 #include "binding/module_state.h"
 #include "binding/py/python.h"
@@ -33,10 +34,15 @@ class TlsSession {
 
   // Takes ciphertext from the peer. False with the Python error set.
   [[nodiscard]] virtual bool feed(const char* data, std::size_t size) = 0;
-  // Decrypts into memory; `size` is not zero. At most one record's worth comes.
-  [[nodiscard]] virtual Result read(char* into, std::size_t size) = 0;
-  // Encrypts; `size` is not zero and at most one record's worth.
-  [[nodiscard]] virtual Result write(const char* data, std::size_t size) = 0;
+  // Whether read() takes ciphertext from where it was received, once what was fed is used up.
+  [[nodiscard]] virtual bool reads_in_place() const noexcept { return false; }
+  // Decrypts into memory; `size` is not zero. At most one record's worth comes. What was read in
+  // place is taken off `received`.
+  [[nodiscard]] virtual Result read(char* into, std::size_t size,
+                                    std::span<const char>& received) = 0;
+  // Encrypts; `size` is not zero and at most one record's worth. What of the ciphertext went into
+  // `room` is taken off it; the rest waits to be drained, and is behind that.
+  [[nodiscard]] virtual Result write(const char* data, std::size_t size, std::span<char>& room) = 0;
   // Takes ciphertext for the peer out. How much, or -1 with the Python error set.
   [[nodiscard]] virtual Py_ssize_t drain(char* into, std::size_t size) = 0;
   // Ciphertext that was fed and not yet looked at, and that was made and not yet taken. -1 with the
