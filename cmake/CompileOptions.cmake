@@ -22,8 +22,10 @@ target_compile_options(cpploop_options INTERFACE
   # Profilers walk the stack of a running server; one register is a fair price.
   -fno-omit-frame-pointer)
 # What is shipped names no folder of the machine that built it.
-target_compile_options(cpploop_options INTERFACE
-  $<$<CONFIG:Release>:-ffile-prefix-map=${CMAKE_CURRENT_SOURCE_DIR}/=>)
+set(prefix_map "$<$<CONFIG:Release>:-ffile-prefix-map=${CMAKE_CURRENT_SOURCE_DIR}/=>")
+target_compile_options(cpploop_options INTERFACE "${prefix_map}")
+# Optimising while linking compiles once more, and notes its folder once more.
+target_link_options(cpploop_options INTERFACE "${prefix_map}")
 if(CPPLOOP_WERROR)
   target_compile_options(cpploop_options INTERFACE -Werror)
 endif()
