@@ -107,6 +107,11 @@ bench: ## Run the benchmarks in .venv-bench beside the rivals (BENCH_ARGS=--quic
 	fi
 	.venv-bench/run .venv-bench/bin/python benchmarks/run.py $(BENCH_ARGS)
 
+.PHONY: docs
+docs: ## Build the documentation's site into site/, warnings as errors, and check what it needs
+	@scripts/venv.sh --no-build --no-test --with docs "$(PYTHON)" build/venvs/docs
+	build/venvs/docs/run build/venvs/docs/bin/python scripts/site.py
+
 .PHONY: lint
 lint: ## Check the format, the Python code, the types and what no file may hold
 	@scripts/venv.sh --with lint "$(PYTHON)" "$(VENV)"
@@ -133,5 +138,5 @@ format: ## Format the C++ and the Python code
 
 .PHONY: clean
 clean: ## Remove everything that was built
-	rm -rf build .venv .venv-bench benchmarks/build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build .venv .venv-bench benchmarks/build dist site .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,14 +1,16 @@
-"""What the guide shows is true: its Python blocks run, and print what it says they print.
+"""What the pages show is true: their Python blocks run, and print what they say they print.
 
-A block in docs/guide is run as a program of its own: one that imports cpploop with python, any
-other with python and with `python -m cpploop`. A comment in front of the block may say more:
+A Python block of any page is run as a program of its own: one that imports cpploop with python, any
+other with python and with `python -m cpploop`. Commands of console blocks are not run, but all that
+they name has to exist (shown_commands.py). A comment in front of a block may say more:
 
     <!-- not run: REASON -->     it is only shown
     <!-- needs: PACKAGE -->      it is run where that package is installed
     <!-- python: >=3.12 -->      it is run on these Pythons
     <!-- file: NAME -->          it is part of a recipe, which test_recipes.py runs
 
-A ```text block right behind a Python block is what the block prints.
+A ```text block right behind a Python block is what the block prints. Blocks of other languages
+(`LANGUAGES`) are prose.
 """
 
 from __future__ import annotations
@@ -18,14 +20,23 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import shown_commands
 import support
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 TESTS = Path(__file__).resolve().parent
+PAGES = [
+    *(DOCS.parent / name for name in ("README.md", "ARCHITECTURE.md", "CHANGELOG.md")),
+    *(DOCS.parent / name for name in ("CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md")),
+    *sorted(DOCS.rglob("*.md")),
+]
+# Every fenced block has one of these; `python` and `sh` are checked, the others are shown only.
+LANGUAGES = {"python", "sh", "text", "mermaid", "toml", "yaml", "json"}
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOTE = re.compile(r"<!-- (.*?) -->\s*")
@@ -45,7 +56,7 @@ class Block:
 
     @property
     def name(self) -> str:
-        return f"{self.page.name}:{self.line}"
+        return f"{self.page.relative_to(DOCS.parent)}:{self.line}"
 
 
 def blocks_of(page: Path) -> list[Block]:
@@ -73,8 +84,8 @@ def blocks_of(page: Path) -> list[Block]:
     return blocks
 
 
-def guide_blocks() -> list[Block]:
-    return [block for page in sorted((DOCS / "guide").glob("*.md")) for block in blocks_of(page)]
+def all_blocks() -> list[Block]:
+    return [block for page in PAGES for block in blocks_of(page)]
 
 
 def python_allows(condition: str) -> bool:
@@ -98,7 +109,13 @@ def runs_on(block: Block, loop_name: str) -> bool:
 
 
 PYTHON_BLOCKS = [
-    block for block in guide_blocks() if block.language == "python" and "file" not in block.notes
+    block for block in all_blocks() if block.language == "python" and "file" not in block.notes
+]
+COMMANDS = [
+    pytest.param(command, id=f"{block.name}:{command[:40]}")
+    for block in all_blocks()
+    if block.language == "sh" and "not run" not in block.notes
+    for command in shown_commands.commands_in(block.text)
 ]
 
 
@@ -141,20 +158,66 @@ def test_launcher_page_says_which_loop(loop_name: str, tmp_path: Path) -> None:
     assert done.stdout == f"{loop_name}\n"
 
 
-def test_guide_is_there() -> None:
-    names = {page.name for page in (DOCS / "guide").glob("*.md")}
-    assert names >= {
-        "start.md",
-        "testing.md",
-        "transports.md",
-        "launcher.md",
-        "streams.md",
-        "tls.md",
-    }
-    assert len(PYTHON_BLOCKS) >= 10
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_a_command_names_exists(command: str) -> None:
+    assert shown_commands.problem_of(command) is None
 
 
-@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "command",
+    [
+        "make no-such-target",
+        "make docs NO_SUCH=1",
+        ".ci/run no-such-step",
+        "python -m cpploop --no-such-option",
+        "python -m cpploop top --no-such-option",
+        "python examples/no_such_file.py",
+        "pip install cpploop[no-such-extra]",
+        "CPPLOOP_NO_SUCH=1 python app.py",
+        "uvicorn app:app --loop cpploop:no_such_factory",
+        "no-such-program",
+    ],
+)
+def test_a_wrong_command_is_found(command: str) -> None:
+    assert shown_commands.problem_of(command) is not None
+
+
+def test_every_block_says_what_it_is() -> None:
+    assert [block.name for block in all_blocks() if block.language not in LANGUAGES] == []
+
+
+def test_the_blocks_are_found() -> None:
+    assert len(PYTHON_BLOCKS) >= 50
+    assert len(COMMANDS) >= 30
+
+
+def test_the_figures_of_the_readme_are_measured() -> None:
+    """Each `row` and its factor are those of the performance page, times uvloop's."""
+    said = re.findall(r"`([\w-]+)`\s+(\d\.\d\dx)", (DOCS.parent / "README.md").read_text())
+    assert len(said) >= 5
+    page = (DOCS / "performance.md").read_text()
+    measured = re.findall(r"^\| `([\w-]+)` +\| [^|]+\| (\d\.\d\dx) +\|", page, re.MULTILINE)
+    assert [pair for pair in said if pair not in measured] == []
+
+
+def test_the_reference_has_every_public_name() -> None:
+    """docs/api.md is made from the docstrings, of the names that it lists."""
+    cpploop = pytest.importorskip("cpploop")
+    listed = set(re.findall(r"^::: cpploop\.(\w+)$", (DOCS / "api.md").read_text(), re.MULTILINE))
+    # Another name of Loop, and a string.
+    assert set(cpploop.__all__) - listed == {"EventLoop", "__version__"}
+
+
+def test_the_site_has_every_page_of_the_guide() -> None:
+    """A page that the site's navigation leaves out is one that nobody finds."""
+    with (DOCS.parent / "zensical.toml").open("rb") as file:
+        listed = re.findall(r"'(\w[\w/.-]*\.md)'", str(tomllib.load(file)["project"]["nav"]))
+    assert [name for name in listed if not (DOCS.parent / name).is_file()] == []
+    guide = {f"docs/guide/{page.name}" for page in (DOCS / "guide").glob("*.md")}
+    assert guide - set(listed) == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     """Every relative link, and every file of the repository a page names, exists."""
     source = page.read_text()
