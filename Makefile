@@ -112,6 +112,11 @@ docs: ## Build the documentation's site into site/, warnings as errors, and chec
 	@scripts/venv.sh --no-build --no-test --with docs "$(PYTHON)" build/venvs/docs
 	build/venvs/docs/run build/venvs/docs/bin/python scripts/site.py
 
+.PHONY: wheels
+wheels: ## Build the sdist and a wheel for each Python at hand, and check them (WHEELS_ARGS="--python 3.13")
+	@scripts/need.sh compiler cmake ninja
+	@"$$(scripts/pythons.sh find newest)" scripts/wheels.py $(WHEELS_ARGS)
+
 .PHONY: lint
 lint: ## Check the format, the Python code, the types and what no file may hold
 	@scripts/venv.sh --with lint "$(PYTHON)" "$(VENV)"
