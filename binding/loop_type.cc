@@ -928,11 +928,12 @@ PyObject* get_backend(PyObject* self, void*) {
   if (first == nullptr || !PyUnicode_Check(first)) {
     return BackendChoice::automatic;
   }
-  if (PyUnicode_CompareWithASCIIString(first, "io_uring") == 0) {
-    return BackendChoice::io_uring;
+  for (const BackendChoice choice : backends_built()) {
+    if (PyUnicode_CompareWithASCIIString(first, name_of(choice)) == 0) {
+      return choice;
+    }
   }
-  return PyUnicode_CompareWithASCIIString(first, "epoll") == 0 ? BackendChoice::epoll
-                                                               : BackendChoice::automatic;
+  return BackendChoice::automatic;
 }
 
 PyObject* loop_new(PyTypeObject* type, PyObject* args, PyObject*) {

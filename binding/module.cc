@@ -6,7 +6,6 @@
 #include "binding/py/ref.h"
 #include "binding/python_socket.h"
 #include "core/backend/choice.h"
-#include "core/os/socket_ops.h"
 
 #ifndef CPPLOOP_VERSION
 #error "CPPLOOP_VERSION must come from the build"
@@ -75,15 +74,28 @@ PyObject* native_build_info(PyObject*, PyObject*) {
   if (!compiler) {
     return nullptr;
   }
-  const bool precise = os::wait_precision() == os::WaitPrecision::nanoseconds;
   return Py_BuildValue("{s:s, s:O, s:s, s:O, s:s}", "version", CPPLOOP_VERSION, "compiler",
                        compiler.get(), "python", PY_VERSION, "free_threaded",
-                       py::kFreeThreaded ? Py_True : Py_False, "timed_wait",
-                       precise ? "epoll_pwait2" : "epoll_wait, whole milliseconds");
+                       py::kFreeThreaded ? Py_True : Py_False, "timed_wait", timed_wait());
 }
 
 PyObject* native_io_uring_refusal(PyObject*, PyObject*) {
   return py::guard([]() -> PyObject* { return PyUnicode_FromString(io_uring_refusal().c_str()); });
+}
+
+PyObject* native_backends(PyObject*, PyObject*) {
+  return py::guard([]() -> PyObject* {
+    const std::span<const BackendChoice> built = backends_built();
+    Ref names = Ref::steal(PyTuple_New(static_cast<Py_ssize_t>(built.size())));
+    for (std::size_t i = 0; names && i < built.size(); ++i) {
+      PyObject* name = PyUnicode_FromString(name_of(built[i]));
+      if (name == nullptr) {
+        return nullptr;
+      }
+      PyTuple_SET_ITEM(names.get(), static_cast<Py_ssize_t>(i), name);
+    }
+    return names.release();
+  });
 }
 
 PyObject* native_process_exits(PyObject*, PyObject*) {
@@ -109,6 +121,9 @@ PyMethodDef module_methods[] = {
     {"_io_uring_refusal", native_io_uring_refusal, METH_NOARGS,
      "_io_uring_refusal($module, /)\n--\n\nWhy no ring can be had in this process, or an empty "
      "string."},
+    {"_backends", native_backends, METH_NOARGS,
+     "_backends($module, /)\n--\n\nThe ways to the kernel that this build has; the first is the "
+     "default."},
     {nullptr, nullptr, 0, nullptr},
 };
 

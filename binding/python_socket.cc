@@ -6,6 +6,7 @@
 #include <climits>
 
 #include "binding/py/ref.h"
+#include "core/os/platform.h"
 
 namespace cpploop {
 namespace {
@@ -171,6 +172,27 @@ int socket_family(ModuleState& state, PyObject* sock) noexcept {
   return static_cast<int>(number);
 }
 
+namespace {
+
+// With this flag the object knows that its descriptor does not block, which it does not ask.
+#if CPPLOOP_HAVE_SOCK_NONBLOCK
+constexpr long kNonBlocking = SOCK_NONBLOCK;
+[[nodiscard]] PyObject* know_as_non_blocking(PyObject* sock) { return sock; }
+#else
+constexpr long kNonBlocking = 0;
+// Steals the reference, and gives it back unless the object cannot be told.
+[[nodiscard]] PyObject* know_as_non_blocking(PyObject* sock) {
+  Ref told = Ref::steal(PyObject_CallMethod(sock, "setblocking", "O", Py_False));
+  if (!told) {
+    Py_DECREF(sock);
+    return nullptr;
+  }
+  return sock;
+}
+#endif
+
+}  // namespace
+
 PyObject* accepted_socket(ModuleState& state, PyObject* listener, UniqueFd fd) {
   Ref family = field_of(state.socket_family_field, listener);
   Ref kind = family ? field_of(state.socket_type_field, listener) : Ref();
@@ -179,8 +201,7 @@ PyObject* accepted_socket(ModuleState& state, PyObject* listener, UniqueFd fd) {
     return nullptr;
   }
   const long kind_number = PyLong_AsLong(kind.get());
-  // With this flag the object knows that its descriptor does not block, which it does not ask.
-  Ref flagged = Ref::steal(PyLong_FromLong(kind_number | SOCK_NONBLOCK));
+  Ref flagged = Ref::steal(PyLong_FromLong(kind_number | kNonBlocking));
   Ref number = Ref::steal(PyLong_FromLong(fd.get()));
   if (!flagged || !number) {
     return nullptr;
@@ -188,10 +209,11 @@ PyObject* accepted_socket(ModuleState& state, PyObject* listener, UniqueFd fd) {
   PyObject* arguments[] = {family.get(), flagged.get(), proto.get(), number.get()};
   PyObject* sock =
       PyObject_Vectorcall(reinterpret_cast<PyObject*>(state.socket_type), arguments, 4, nullptr);
-  if (sock != nullptr) {
-    (void)fd.release();
+  if (sock == nullptr) {
+    return nullptr;
   }
-  return sock;
+  (void)fd.release();
+  return know_as_non_blocking(sock);
 }
 
 }  // namespace cpploop

@@ -1,16 +1,16 @@
 # Finds sources by folder, so that a new file needs no list to be edited.
 include_guard(GLOBAL)
 
-# cpploop_glob(OUT FOLDER PATTERN...): the matching files below FOLDER that belong to this system.
-# A backend for another kernel is named after its mechanism, which is how it is left out.
+# cpploop_glob(OUT FOLDER PATTERN...): the matching files below FOLDER that belong to this build.
+# What is for another kernel is named after its mechanism, which is how it is left out.
 function(cpploop_glob out folder)
   set(patterns "${ARGN}")
-  list(TRANSFORM patterns PREPEND "${CMAKE_CURRENT_SOURCE_DIR}/${folder}/")
+  list(TRANSFORM patterns PREPEND "${PROJECT_SOURCE_DIR}/${folder}/")
   file(GLOB_RECURSE found CONFIGURE_DEPENDS ${patterns})
-  if(CMAKE_HOST_SYSTEM_NAME STREQUAL "Linux")
-    list(FILTER found EXCLUDE REGEX "/kqueue_[^/]*$")
+  if(CPPLOOP_PORTABLE)
+    list(FILTER found EXCLUDE REGEX "/(epoll|io_uring)_[^/]*$")
   else()
-    list(FILTER found EXCLUDE REGEX "/(epoll|io_uring|eventfd)_[^/]*$")
+    list(FILTER found EXCLUDE REGEX "/kqueue_[^/]*$")
   endif()
   list(SORT found)
   set(${out} "${found}" PARENT_SCOPE)

@@ -24,6 +24,7 @@ void Backend::attach(Channel& channel, int fd, Channel::Kind kind, Sink* sink) {
   if (kind != Channel::Kind::readiness) {
     // What others own and merely have watched may change hands.
     channel.ticket = ledger::watch(fd);
+    os::set_no_sigpipe(fd);
   }
   channel.id = ChannelId{index, slot.generation};
   ++attached_;

@@ -16,9 +16,16 @@ class Clock {
   [[nodiscard]] virtual std::int64_t now_ns() = 0;
 };
 
+// What time.monotonic() reads: macOS has another clock that does not stand still during sleep.
+#ifdef __APPLE__
+inline constexpr clockid_t kMonotonicClock = CLOCK_UPTIME_RAW;
+#else
+inline constexpr clockid_t kMonotonicClock = CLOCK_MONOTONIC;
+#endif
+
 [[nodiscard]] inline std::int64_t monotonic_now_ns() noexcept {
   std::timespec ts{};
-  ::clock_gettime(CLOCK_MONOTONIC, &ts);
+  ::clock_gettime(kMonotonicClock, &ts);
   return static_cast<std::int64_t>(ts.tv_sec) * kNanosecondsPerSecond + ts.tv_nsec;
 }
 

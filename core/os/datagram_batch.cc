@@ -1,6 +1,7 @@
 #include "core/os/datagram_batch.h"
 
 #include <atomic>
+#include <cerrno>
 
 namespace cpploop::os {
 namespace {
@@ -15,10 +16,12 @@ DatagramBatch::DatagramBatch()
   static_assert(kMessages * kSlotSize >= kWholeSize);
   for (std::size_t i = 0; i < kMessages; ++i) {
     parts_[i] = iovec{memory_.get() + i * kSlotSize, kSlotSize};
+#if CPPLOOP_HAVE_RECVMMSG
     headers_[i].msg_hdr.msg_name = names_[i].get();
     headers_[i].msg_hdr.msg_namelen = sizeof(names_[i].storage);
     headers_[i].msg_hdr.msg_iov = &parts_[i];
     headers_[i].msg_hdr.msg_iovlen = 1;
+#endif
   }
 }
 
@@ -27,6 +30,7 @@ void DatagramBatch::note(std::size_t index, std::size_t size, socklen_t name_len
   datagrams_[index] = {static_cast<const char*>(parts_[index].iov_base), size, &names_[index]};
 }
 
+#if CPPLOOP_HAVE_RECVMMSG
 IoResult DatagramBatch::receive(int fd) noexcept {
   const IoResult result = receive_messages(fd, headers_.data(), kMessages);
   for (std::int64_t i = 0; i < result.value; ++i) {
@@ -38,6 +42,9 @@ IoResult DatagramBatch::receive(int fd) noexcept {
   }
   return result;
 }
+#else
+IoResult DatagramBatch::receive(int /*fd*/) noexcept { return IoResult::failure(ENOSYS); }
+#endif
 
 IoResult DatagramBatch::receive_one(int fd) noexcept {
   SocketAddress& name = names_[0];

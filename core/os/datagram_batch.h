@@ -35,7 +35,8 @@ class DatagramBatch {
 
   DatagramBatch();  // Throws std::bad_alloc.
 
-  // Receives what is there, up to kMessages of up to kSlotSize each; `value` is the count.
+  // Receives what is there, up to kMessages of up to kSlotSize each; `value` is the count. ENOSYS
+  // or EPERM where there is no such call.
   [[nodiscard]] IoResult receive(int fd) noexcept;
   // Receives one of up to kWholeSize; `value` is the count: 1.
   [[nodiscard]] IoResult receive_one(int fd) noexcept;
@@ -47,7 +48,9 @@ class DatagramBatch {
   void note(std::size_t index, std::size_t size, socklen_t name_length) noexcept;
 
   std::unique_ptr<char[]> memory_;
+#if CPPLOOP_HAVE_RECVMMSG
   std::array<mmsghdr, kMessages> headers_{};
+#endif
   std::array<iovec, kMessages> parts_{};
   std::array<SocketAddress, kMessages> names_{};
   std::array<Datagram, kMessages> datagrams_{};

@@ -1,21 +1,33 @@
 #pragma once
 
 #include <fcntl.h>
-#include <sys/epoll.h>
-#include <sys/eventfd.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <ctime>
 
+#include "core/os/platform.h"
+
+#if CPPLOOP_ON_LINUX
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/syscall.h>
+#else
+#include <sys/event.h>
+#endif
+
+#if defined(CPPLOOP_FAULTS) && !CPPLOOP_ON_LINUX
+#error "faults are injected into the calls of a build for Linux"
+#endif
+
 // The system calls that the wrappers beside this file make. They are the C library's own; in a
 // build with CPPLOOP_FAULTS others of the same form stand here, which fail or fall short at random
 // (faults.h) and else do the same.
 namespace cpploop::os::kernel {
 
+#if CPPLOOP_ON_LINUX
 // The C library has it since 2.35 only.
 [[nodiscard]] inline long plain_epoll_pwait2(int epoll, epoll_event* events, int capacity,
                                              const std::timespec* timeout) noexcept {
@@ -30,6 +42,7 @@ namespace cpploop::os::kernel {
   return -1;
 #endif
 }
+#endif
 
 #ifdef CPPLOOP_FAULTS
 
@@ -59,27 +72,33 @@ namespace cpploop::os::kernel {
 #else
 
 using ::accept;
-using ::accept4;
 using ::connect;
-using ::epoll_create1;
-using ::epoll_ctl;
-using ::epoll_wait;
-using ::eventfd;
 using ::read;
 using ::readv;
 using ::recv;
 using ::recvfrom;
-using ::recvmmsg;
 using ::send;
 using ::sendmsg;
 using ::sendto;
 using ::write;
 using ::writev;
 
+#if CPPLOOP_ON_LINUX
+using ::accept4;
+using ::epoll_create1;
+using ::epoll_ctl;
+using ::epoll_wait;
+using ::eventfd;
+using ::recvmmsg;
+
 [[nodiscard]] inline long epoll_pwait2(int epoll, epoll_event* events, int capacity,
                                        const std::timespec* timeout) noexcept {
   return plain_epoll_pwait2(epoll, events, capacity, timeout);
 }
+#else
+using ::kevent;
+using ::kqueue;
+#endif
 
 #endif
 

@@ -36,6 +36,11 @@ IoResult file_kind(int fd, FileKind& kind) noexcept {
   return result;
 }
 
+bool is_regular_file(int fd) noexcept {
+  struct stat status{};
+  return ::fstat(fd, &status) == 0 && (S_ISREG(status.st_mode) || S_ISDIR(status.st_mode));
+}
+
 IoResult set_nonblocking(int fd) noexcept {
   return retry_on_interrupt([fd] {
     int on = 1;

@@ -16,6 +16,8 @@ enum class FileKind : std::uint8_t { pipe, socket, character_device, other };
 
 // What a descriptor leads to; `kind` is written on success only.
 [[nodiscard]] IoResult file_kind(int fd, FileKind& kind) noexcept;
+// False as well when nothing can be said of it. A directory counts.
+[[nodiscard]] bool is_regular_file(int fd) noexcept;
 [[nodiscard]] IoResult set_nonblocking(int fd) noexcept;
 
 // No more than IOV_MAX parts are used; the rest counts as not read or not written.

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 
@@ -8,6 +7,7 @@
 #include <cstdint>
 
 #include "core/os/io_result.h"
+#include "core/os/platform.h"
 #include "core/os/unique_fd.h"
 
 // Every system call of the engine, wrapped once: EINTR is retried where a retry is right, flags
@@ -43,8 +43,10 @@ void close_fd(int fd) noexcept;
                                      const SocketAddress* to) noexcept;
 [[nodiscard]] IoResult receive_from(int fd, void* buffer, std::size_t size,
                                     SocketAddress& from) noexcept;
+#if CPPLOOP_HAVE_RECVMMSG
 // ENOSYS and EPERM: this kernel, or what fences it, has no such call.
 [[nodiscard]] IoResult receive_messages(int fd, mmsghdr* messages, unsigned count) noexcept;
+#endif
 [[nodiscard]] IoResult shutdown_write(int fd) noexcept;
 void shutdown_both(int fd) noexcept;
 
@@ -56,23 +58,12 @@ void shutdown_both(int fd) noexcept;
 [[nodiscard]] IoResult local_address(int fd, SocketAddress& address) noexcept;
 [[nodiscard]] IoResult peer_address(int fd, SocketAddress& address) noexcept;
 void set_no_delay(int fd) noexcept;
-
-[[nodiscard]] IoResult event_fd() noexcept;
-[[nodiscard]] IoResult event_fd_signal(int fd) noexcept;
-void event_fd_drain(int fd) noexcept;
-
-[[nodiscard]] IoResult epoll_create() noexcept;
-[[nodiscard]] int epoll_add(int epoll, int fd, std::uint32_t events, std::uint64_t data) noexcept;
-[[nodiscard]] int epoll_modify(int epoll, int fd, std::uint32_t events,
-                               std::uint64_t data) noexcept;
-[[nodiscard]] int epoll_remove(int epoll, int fd) noexcept;
-// timeout_ns < 0 waits for ever. EINTR is reported, not retried: the caller has signals to look at.
-[[nodiscard]] IoResult epoll_wait(int epoll, epoll_event* events, int capacity,
-                                  std::int64_t timeout_ns) noexcept;
-
-// Which form of the timed wait is in use; tests force the fallback.
-enum class WaitPrecision { nanoseconds, milliseconds };
-[[nodiscard]] WaitPrecision wait_precision() noexcept;
-void force_wait_precision(WaitPrecision precision) noexcept;
+// A socket that becomes ours: sending on it never raises SIGPIPE from here on, where each single
+// send cannot say so.
+#if CPPLOOP_HAVE_MSG_NOSIGNAL
+inline void set_no_sigpipe(int /*fd*/) noexcept {}
+#else
+void set_no_sigpipe(int fd) noexcept;
+#endif
 
 }  // namespace cpploop::os

@@ -1,19 +1,8 @@
 #include "core/sched/wakeup_inbox.h"
 
 #include <new>
-#include <system_error>
-
-#include "core/os/socket_ops.h"
 
 namespace cpploop {
-
-WakeupInbox::WakeupInbox() {
-  const IoResult result = os::event_fd();
-  if (!result.ok()) {
-    throw std::system_error(result.error, std::generic_category(), "eventfd");
-  }
-  event_fd_.reset(static_cast<int>(result.value));
-}
 
 bool WakeupInbox::post(const ReadyEntry& entry) {
   const std::lock_guard lock(mutex_);
@@ -35,9 +24,8 @@ void WakeupInbox::wake() noexcept {
 void WakeupInbox::signal_if_armed() noexcept {
   if (armed_) {
     armed_ = false;
-    // Under the lock, so that close() cannot take the descriptor away in between. The only error
-    // an eventfd has here is a counter that is full, and then the reader is awake already.
-    (void)os::event_fd_signal(event_fd_.get());
+    // Under the lock, so that close() cannot take the descriptor away in between.
+    wakeup_.signal();
   }
 }
 
@@ -70,7 +58,7 @@ void WakeupInbox::disarm() noexcept {
   woken_ = false;
 }
 
-void WakeupInbox::acknowledge() noexcept { os::event_fd_drain(event_fd_.get()); }
+void WakeupInbox::acknowledge() noexcept { wakeup_.drain(); }
 
 void WakeupInbox::abandon_after_fork() noexcept {
   if (mutex_.try_lock()) {
@@ -84,14 +72,14 @@ void WakeupInbox::abandon_after_fork() noexcept {
     has_posts_.store(false, std::memory_order_relaxed);
   }
   closed_ = true;
-  armed_ = false;  // The eventfd is the parent's as well: a signal would wake the parent.
+  armed_ = false;  // The descriptor is the parent's as well: a signal would wake the parent.
 }
 
 void WakeupInbox::close() noexcept {
   const std::lock_guard lock(mutex_);
   closed_ = true;
   armed_ = false;
-  event_fd_.reset();
+  wakeup_.close();
 }
 
 }  // namespace cpploop

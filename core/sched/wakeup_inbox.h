@@ -4,20 +4,18 @@
 #include <mutex>
 #include <vector>
 
-#include "core/os/unique_fd.h"
+#include "core/os/wakeup.h"
 #include "core/sched/ready_queue.h"
 
 namespace cpploop {
 
 // Callbacks from other threads, in the order they came. The consumer arms the inbox before it may
-// block; the first producer that finds it armed disarms it and signals the eventfd, so a burst of N
-// posts costs one system call. The lock guards the splice and nothing else.
+// block; the first producer that finds it armed disarms it and signals the loop, so a burst of N
+// posts costs one system call. The lock guards the splice and nothing
+// else. Making one throws std::system_error when the kernel has no descriptor to give.
 class WakeupInbox {
  public:
-  // Throws std::system_error when the kernel has no eventfd to give.
-  WakeupInbox();
-
-  [[nodiscard]] int fd() const noexcept { return event_fd_.get(); }
+  [[nodiscard]] int fd() const noexcept { return wakeup_.fd(); }
 
   // Any thread. False once closed: the caller keeps the token. Throws std::bad_alloc.
   [[nodiscard]] bool post(const ReadyEntry& entry);
@@ -34,7 +32,7 @@ class WakeupInbox {
   // case the caller must not block.
   [[nodiscard]] bool arm() noexcept;
   void disarm() noexcept;
-  // The loop's thread, when the wait reported the eventfd.
+  // The loop's thread, when the wait reported the descriptor.
   void acknowledge() noexcept;
 
   // The loop's thread. Posts fail from here on; what was posted stays for drain_into().
@@ -61,7 +59,7 @@ class WakeupInbox {
   bool woken_ = false;
   bool closed_ = false;
   std::atomic<bool> has_posts_{false};
-  UniqueFd event_fd_;
+  os::Wakeup wakeup_;
 };
 
 }  // namespace cpploop

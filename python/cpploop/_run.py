@@ -23,7 +23,8 @@ def new_event_loop(*, backend: str | None = None) -> Loop:
     built on them. Like every loop factory it makes nothing current.
 
     *backend* is the way to the kernel: ``"epoll"``, ``"io_uring"`` (epoll where the kernel refuses
-    it) or ``"auto"``; without it, the environment's CPPLOOP_BACKEND.
+    it), on systems other than Linux ``"kqueue"``, or ``"auto"``; without it, the environment's
+    CPPLOOP_BACKEND.
     """
     from cpploop._loop import Loop
 

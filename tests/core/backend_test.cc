@@ -7,14 +7,18 @@
 
 #include <array>
 #include <functional>
+#include <map>
 #include <string>
 
 #include "core/backend/choice.h"
-#include "core/backend/epoll_backend.h"
-#include "core/backend/io_uring_backend.h"
 #include "core/backend/scripted_backend.h"
+#include "core/os/platform.h"
 #include "core/sched/wakeup_inbox.h"
 #include "tests/core/support.h"
+
+#if CPPLOOP_HAVE_EPOLL
+#include "core/backend/io_uring_backend.h"
+#endif
 
 // What every backend promises, in one suite over all of them. A world gives a test a backend and
 // the other side of what it talks to: the kernel for a real backend, a script for the scripted one.
@@ -92,13 +96,25 @@ class KernelWorld {
   }
 
   // A descriptor whose readiness the test turns on and off. It can always be written.
-  [[nodiscard]] UniqueFd watchable() { return UniqueFd(static_cast<int>(os::event_fd().value)); }
-  void make_readable(int fd) { (void)os::event_fd_signal(fd); }
-  void make_unreadable(int fd) { os::event_fd_drain(fd); }
+  [[nodiscard]] UniqueFd watchable() {
+    testing::SocketPair pair = testing::socket_pair();
+    const int fd = pair.near_end.get();
+    far_ends_[fd] = std::move(pair.far_end);
+    return std::move(pair.near_end);
+  }
+  void make_readable(int fd) { EXPECT_EQ(::send(far_ends_[fd].get(), "x", 1, MSG_NOSIGNAL), 1); }
+  void make_unreadable(int fd) {
+    char byte = 0;
+    EXPECT_EQ(::recv(fd, &byte, 1, 0), 1);
+  }
   [[nodiscard]] UniqueFd regular_file() {
     return UniqueFd(::open("/proc/self/exe", O_RDONLY | O_CLOEXEC));
   }
-  void wake() { (void)os::event_fd_signal(inbox_.fd()); }
+  void wake() {
+    if (inbox_.arm()) {
+      inbox_.wake();
+    }
+  }
   void acknowledge() { inbox_.acknowledge(); }
 
  private:
@@ -106,7 +122,10 @@ class KernelWorld {
   std::unique_ptr<Backend> backend_;
   UniqueFd far_;
   std::vector<UniqueFd> clients_;
+  std::map<int, UniqueFd> far_ends_;
 };
+
+#if CPPLOOP_HAVE_EPOLL
 
 class EpollWorld : public KernelWorld {
  public:
@@ -128,6 +147,15 @@ class IoUringReceivingWorld : public IoUringWorld {
     }
   }
 };
+
+#else
+
+class KqueueWorld : public KernelWorld {
+ public:
+  KqueueWorld() : KernelWorld(BackendChoice::kqueue) {}
+};
+
+#endif
 
 class ScriptedWorld {
  public:
@@ -225,12 +253,14 @@ class BackendTest : public ::testing::Test {
   using Kind = Channel::Kind;
 
   void SetUp() override {
+#if CPPLOOP_HAVE_EPOLL
     if constexpr (std::is_base_of_v<IoUringWorld, World>) {
       if (const std::string refusal = io_uring_refusal(); !refusal.empty()) {
         GTEST_SKIP() << "no io_uring here, " << refusal;
       }
       ASSERT_STREQ(backend().name(), "io_uring");
     }
+#endif
   }
 
   [[nodiscard]] Backend& backend() { return world_.backend(); }
@@ -275,19 +305,19 @@ class BackendTest : public ::testing::Test {
   ReadyQueue ready_;
 };
 
+#if CPPLOOP_HAVE_EPOLL
 using Worlds = ::testing::Types<EpollWorld, IoUringWorld, IoUringReceivingWorld, ScriptedWorld>;
+constexpr std::array kWorldNames = {"Epoll", "IoUring", "IoUringReceiving", "Scripted"};
+#else
+using Worlds = ::testing::Types<KqueueWorld, ScriptedWorld>;
+constexpr std::array kWorldNames = {"Kqueue", "Scripted"};
+#endif
 
 class WorldNames {
  public:
   template <typename World>
-  static std::string GetName(int) {
-    if (std::is_same_v<World, EpollWorld>) {
-      return "Epoll";
-    }
-    if (std::is_same_v<World, IoUringReceivingWorld>) {
-      return "IoUringReceiving";
-    }
-    return std::is_same_v<World, IoUringWorld> ? "IoUring" : "Scripted";
+  static std::string GetName(int index) {
+    return kWorldNames[static_cast<std::size_t>(index)];
   }
 };
 
@@ -723,6 +753,7 @@ TYPED_TEST(BackendTest, AfterAForkDetachingLeavesTheKernelsSetAlone) {
   this->world_.make_readable(fd.get());
   this->backend().abandon_after_fork();
   this->backend().detach(channel);
+#if CPPLOOP_HAVE_EPOLL
   // The set is the parent's too, and the parent still wants to know.
   if (std::is_same_v<TypeParam, EpollWorld>) {
     EXPECT_EQ(this->backend().wait(0).value, 1);
@@ -730,6 +761,7 @@ TYPED_TEST(BackendTest, AfterAForkDetachingLeavesTheKernelsSetAlone) {
     this->dispatch();
     EXPECT_TRUE(receiver.log.empty());
   }
+#endif
 }
 
 TYPED_TEST(BackendTest, ChannelsMayBeDetachedAfterTheBackendIsClosed) {
@@ -746,20 +778,34 @@ TYPED_TEST(BackendTest, ChannelsMayBeDetachedAfterTheBackendIsClosed) {
 
 // What only the kernel can show.
 
-TEST(EpollBackend, ClosedAndReusedNumberIsWatchedAnew) {
+struct Pipe {
+  Pipe() {
+    int fds[2] = {-1, -1};
+    EXPECT_EQ(::pipe(fds), 0);
+    reading.reset(fds[0]);
+    writing.reset(fds[1]);
+  }
+  void make_readable() { EXPECT_EQ(::write(writing.get(), "x", 1), 1); }
+
+  UniqueFd reading;
+  UniqueFd writing;
+};
+
+TEST(KernelBackend, ClosedAndReusedNumberIsWatchedAnew) {
   WakeupInbox inbox;
-  EpollBackend backend(inbox.fd());
+  const auto made = make_backend(BackendChoice::automatic, inbox.fd());
+  Backend& backend = *made;
   Receiver receiver;
   Channel channel;
-  UniqueFd first(static_cast<int>(os::event_fd().value));
-  const int number = first.get();
+  Pipe first;
+  const int number = first.reading.get();
   backend.attach(channel, number, Channel::Kind::readiness, static_cast<ReadinessSink*>(&receiver));
   ASSERT_EQ(backend.watch(channel, kWantReadable), 0);
-  first.reset();  // Behind the backend's back; the kernel forgets the registration.
-  const UniqueFd second(static_cast<int>(os::event_fd().value));
-  ASSERT_EQ(second.get(), number);
+  first.reading.reset();  // Behind the backend's back; the kernel forgets the registration.
+  Pipe second;
+  ASSERT_EQ(second.reading.get(), number);
   ASSERT_EQ(backend.watch(channel, kWantReadable), 0);
-  (void)os::event_fd_signal(second.get());
+  second.make_readable();
   ASSERT_EQ(backend.wait(0).value, 1);
   ReadyQueue ready;
   backend.collect(ready);
@@ -769,12 +815,13 @@ TEST(EpollBackend, ClosedAndReusedNumberIsWatchedAnew) {
   backend.detach(channel);
 }
 
-TEST(EpollBackend, StreamThatCannotBeWatchedIsReportedInsteadOfStalling) {
+TEST(KernelBackend, StreamThatCannotBeWatchedIsReportedInsteadOfStalling) {
   WakeupInbox inbox;
-  EpollBackend backend(inbox.fd());
+  const auto made = make_backend(BackendChoice::automatic, inbox.fd());
+  Backend& backend = *made;
   Receiver receiver;
   Channel channel;
-  // A regular file is not a socket, and epoll refuses it.
+  // A regular file is not a socket. epoll refuses it, to kqueue it is ready.
   const UniqueFd file(::open("/proc/self/exe", O_RDONLY | O_CLOEXEC));
   backend.attach(channel, file.get(), Channel::Kind::stream, static_cast<StreamSink*>(&receiver));
   backend.start_receive(channel);
@@ -794,46 +841,48 @@ TEST(EpollBackend, StreamThatCannotBeWatchedIsReportedInsteadOfStalling) {
   backend.detach(channel);
 }
 
-TEST(EpollBackend, DetachingRemovesARegistrationThatACopyOfTheDescriptorKeepsAlive) {
+TEST(KernelBackend, DetachingRemovesARegistrationThatACopyOfTheDescriptorKeepsAlive) {
   WakeupInbox inbox;
-  EpollBackend backend(inbox.fd());
+  const auto made = make_backend(BackendChoice::automatic, inbox.fd());
+  Backend& backend = *made;
   Receiver receiver;
   Channel channel;
-  UniqueFd fd(static_cast<int>(os::event_fd().value));
-  const UniqueFd copy(::fcntl(fd.get(), F_DUPFD_CLOEXEC, 0));  // As a forked child has one.
-  backend.attach(channel, fd.get(), Channel::Kind::readiness,
+  Pipe pipe;
+  const UniqueFd copy(::fcntl(pipe.reading.get(), F_DUPFD_CLOEXEC, 0));  // As a child has one.
+  backend.attach(channel, pipe.reading.get(), Channel::Kind::readiness,
                  static_cast<ReadinessSink*>(&receiver));
   ASSERT_EQ(backend.watch(channel, kWantReadable), 0);
   backend.detach(channel);
-  fd.reset();
-  (void)os::event_fd_signal(copy.get());
+  pipe.reading.reset();
+  pipe.make_readable();
   EXPECT_EQ(backend.wait(0).value, 0);
 }
 
-TEST(EpollBackend, DetachingLeavesTheNextUserOfTheNumberRegistered) {
+TEST(KernelBackend, DetachingLeavesTheNextUserOfTheNumberRegistered) {
   WakeupInbox inbox;
-  EpollBackend backend(inbox.fd());
+  const auto made = make_backend(BackendChoice::automatic, inbox.fd());
+  Backend& backend = *made;
   Receiver receiver;
   Channel first;
-  UniqueFd fd(static_cast<int>(os::event_fd().value));
-  const int number = fd.get();
+  Pipe pipe;
+  const int number = pipe.reading.get();
   backend.attach(first, number, Channel::Kind::readiness, static_cast<ReadinessSink*>(&receiver));
   ASSERT_EQ(backend.watch(first, kWantReadable), 0);
-  fd.reset();  // Behind the backend's back.
-  const UniqueFd reused(static_cast<int>(os::event_fd().value));
-  ASSERT_EQ(reused.get(), number);
+  pipe.reading.reset();  // Behind the backend's back.
+  Pipe reused;
+  ASSERT_EQ(reused.reading.get(), number);
   Channel second;
   backend.attach(second, number, Channel::Kind::readiness, static_cast<ReadinessSink*>(&receiver));
   ASSERT_EQ(backend.watch(second, kWantReadable), 0);
   backend.detach(first);
-  (void)os::event_fd_signal(reused.get());
+  reused.make_readable();
   EXPECT_EQ(backend.wait(0).value, 1);
   backend.detach(second);
   EXPECT_EQ(backend.wait(0).value, 0);
 }
 
-TEST(EpollBackend, WakeupDescriptorThatIsNoneCannotBeWatched) {
-  EXPECT_THROW(EpollBackend(-1), std::system_error);
+TEST(KernelBackend, WakeupDescriptorThatIsNoneCannotBeWatched) {
+  EXPECT_THROW((void)make_backend(BackendChoice::automatic, -1), std::system_error);
 }
 
 }  // namespace

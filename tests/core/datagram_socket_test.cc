@@ -13,7 +13,6 @@
 #include <string>
 #include <vector>
 
-#include "core/backend/epoll_backend.h"
 #include "tests/core/support.h"
 
 namespace cpploop {

@@ -12,6 +12,7 @@
 #include <string>
 #include <thread>
 
+#include "core/os/epoll_ops.h"
 #include "core/os/ledger.h"
 #include "core/os/pipe_ops.h"
 #include "tests/core/support.h"

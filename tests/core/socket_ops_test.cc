@@ -3,75 +3,25 @@
 #include <gtest/gtest.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <pthread.h>
 #include <sys/un.h>
 
 #include <array>
-#include <atomic>
 #include <chrono>
 #include <climits>
-#include <csignal>
 #include <cstring>
 #include <string>
 #include <thread>
 
-#include "core/os/clock.h"
+#include "tests/core/signal_storm.h"
 #include "tests/core/support.h"
 
 namespace cpploop {
 namespace {
 
+using testing::SignalStorm;
 using testing::socket_pair;
 using testing::SocketPair;
 using testing::some_fd;
-
-// Interrupts system calls of the calling thread until it is destroyed. The handler is installed
-// without SA_RESTART, so that every blocking call returns EINTR.
-class SignalStorm {
- public:
-  SignalStorm() {
-    struct sigaction action{};
-    action.sa_handler = [](int) { signals_.fetch_add(1); };
-    ::sigaction(SIGUSR1, &action, &before_);
-    const pthread_t target = ::pthread_self();
-    sender_ = std::thread([this, target] {
-      while (!over_.load()) {
-        ::pthread_kill(target, SIGUSR1);
-        std::this_thread::sleep_for(std::chrono::milliseconds(1));
-      }
-    });
-  }
-  ~SignalStorm() {
-    over_.store(true);
-    sender_.join();
-    ::sigaction(SIGUSR1, &before_, nullptr);
-  }
-  SignalStorm(const SignalStorm&) = delete;
-  SignalStorm& operator=(const SignalStorm&) = delete;
-
-  [[nodiscard]] static int signals() { return signals_.load(); }
-
- private:
-  static inline std::atomic<int> signals_{0};
-  std::atomic<bool> over_{false};
-  struct sigaction before_{};
-  std::thread sender_;
-};
-
-class ForcedPrecision {
- public:
-  explicit ForcedPrecision(os::WaitPrecision precision) : before_(os::wait_precision()) {
-    os::force_wait_precision(precision);
-  }
-  ~ForcedPrecision() { os::force_wait_precision(before_); }
-  ForcedPrecision(const ForcedPrecision&) = delete;
-  ForcedPrecision& operator=(const ForcedPrecision&) = delete;
-
- private:
-  os::WaitPrecision before_;
-};
-
-[[nodiscard]] UniqueFd new_epoll() { return UniqueFd(static_cast<int>(os::epoll_create().value)); }
 
 TEST(SocketOps, ReceivesWhatWasSent) {
   const SocketPair pair = socket_pair();
@@ -251,84 +201,6 @@ TEST(SocketOps, IsOpenKnowsNumbersThatAreNoDescriptors) {
   EXPECT_FALSE(os::is_open(-1));
   EXPECT_FALSE(os::is_open(INT_MAX));
 }
-
-TEST(SocketOps, DrainingAnEventFdTwiceDoesNotBlock) {
-  const UniqueFd fd(static_cast<int>(os::event_fd().value));
-  EXPECT_TRUE(os::event_fd_signal(fd.get()).ok());
-  EXPECT_TRUE(os::event_fd_signal(fd.get()).ok());
-  os::event_fd_drain(fd.get());
-  os::event_fd_drain(fd.get());
-  const UniqueFd epoll = new_epoll();
-  epoll_event event{};
-  ASSERT_EQ(os::epoll_add(epoll.get(), fd.get(), EPOLLIN, 1), 0);
-  EXPECT_EQ(os::epoll_wait(epoll.get(), &event, 1, 0).value, 0);
-}
-
-TEST(SocketOps, EpollRefusesARegularFile) {
-  const UniqueFd file(::open("/proc/self/exe", O_RDONLY | O_CLOEXEC));
-  const UniqueFd epoll = new_epoll();
-  EXPECT_EQ(os::epoll_add(epoll.get(), file.get(), EPOLLIN, 0), EPERM);
-}
-
-// The wait with a time-out, in both of its forms.
-class TimedWait : public ::testing::TestWithParam<os::WaitPrecision> {
- protected:
-  [[nodiscard]] static IoResult wait_for(std::int64_t timeout_ns) {
-    const UniqueFd epoll = new_epoll();
-    epoll_event event{};
-    return os::epoll_wait(epoll.get(), &event, 1, timeout_ns);
-  }
-
-  ForcedPrecision forced_{GetParam()};
-};
-
-TEST_P(TimedWait, IsNeverShorterThanAsked) {
-  for (const std::int64_t timeout_ns : {1LL, 999'999LL, 1'000'001LL, 3'500'000LL}) {
-    const std::int64_t start = monotonic_now_ns();
-    const IoResult result = wait_for(timeout_ns);
-    EXPECT_TRUE(result.ok());
-    EXPECT_EQ(result.value, 0);
-    EXPECT_GE(monotonic_now_ns() - start, timeout_ns);
-  }
-}
-
-TEST_P(TimedWait, OfZeroOnlyLooks) { EXPECT_TRUE(wait_for(0).ok()); }
-
-TEST_P(TimedWait, ReportsAnInterruptionInsteadOfRetrying) {
-  const SignalStorm storm;
-  EXPECT_EQ(wait_for(30 * kNanosecondsPerSecond).error, EINTR);
-}
-
-TEST_P(TimedWait, WithoutEndReportsAnInterruptionToo) {
-  const SignalStorm storm;
-  EXPECT_EQ(wait_for(-1).error, EINTR);
-}
-
-TEST_P(TimedWait, EndsWhenADescriptorIsReady) {
-  const UniqueFd epoll = new_epoll();
-  const UniqueFd fd(static_cast<int>(os::event_fd().value));
-  ASSERT_EQ(os::epoll_add(epoll.get(), fd.get(), EPOLLIN, 42), 0);
-  (void)os::event_fd_signal(fd.get());
-  epoll_event event{};
-  EXPECT_EQ(os::epoll_wait(epoll.get(), &event, 1, INT64_MAX).value, 1);
-  EXPECT_EQ(event.data.u64, 42U);
-}
-
-TEST_P(TimedWait, KeepsTheFormThatWasForced) {
-  (void)wait_for(1);
-  if (GetParam() == os::WaitPrecision::milliseconds) {
-    EXPECT_EQ(os::wait_precision(), os::WaitPrecision::milliseconds);
-  }
-}
-
-INSTANTIATE_TEST_SUITE_P(Precision, TimedWait,
-                         ::testing::Values(os::WaitPrecision::nanoseconds,
-                                           os::WaitPrecision::milliseconds),
-                         [](const auto& param_info) {
-                           return param_info.param == os::WaitPrecision::nanoseconds
-                                      ? "Nanoseconds"
-                                      : "Milliseconds";
-                         });
 
 }  // namespace
 }  // namespace cpploop

@@ -5,6 +5,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <thread>
@@ -21,10 +22,16 @@ namespace {
   return reinterpret_cast<std::uintptr_t>(entry.token);
 }
 
-// How often the eventfd was signalled since the last look: its counter counts the system calls.
+// How often the loop was signalled since the last look: an eventfd's counter counts the system
+// calls, and so does a pipe by its bytes.
 [[nodiscard]] std::uint64_t signals(const WakeupInbox& inbox) {
+#if CPPLOOP_HAVE_EVENTFD
   std::uint64_t count = 0;
   return ::read(inbox.fd(), &count, sizeof(count)) == sizeof(count) ? count : 0;
+#else
+  char bytes[64];
+  return static_cast<std::uint64_t>(std::max<ssize_t>(::read(inbox.fd(), bytes, sizeof(bytes)), 0));
+#endif
 }
 
 [[nodiscard]] bool wait_readable(int fd, int timeout_ms) {
