@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from . import _environment, _native
 
-_CHOICES = ("auto", "epoll", "io_uring")
+_DEFAULT = _native._backends()[0]
+_CHOICES = ("auto", *_native._backends())
 
 
 class Backend(NamedTuple):
@@ -29,9 +30,11 @@ def chosen_name(backend: str | None = None) -> str:
 def chosen_backend() -> Backend:
     """What CPPLOOP_BACKEND asks for, as far as this process allows it."""
     choice = chosen_name()
+    if "io_uring" not in _CHOICES:
+        return Backend(_DEFAULT, "io_uring is not of this system")
     refusal = _native._io_uring_refusal()
     if refusal:
-        return Backend("epoll", f"io_uring {refusal}")
+        return Backend(_DEFAULT, f"io_uring {refusal}")
     if choice == "io_uring":
         return Backend("io_uring", "")
-    return Backend("epoll", "io_uring is there for CPPLOOP_BACKEND=io_uring")
+    return Backend(_DEFAULT, "io_uring is there for CPPLOOP_BACKEND=io_uring")

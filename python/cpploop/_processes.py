@@ -3,7 +3,8 @@
 The transport, its pipes' protocols and the order of their callbacks are the running Python's own.
 What is ours is how the end is noticed: each child has a process descriptor among the loop's
 watchers, so there is no signal handler and no thread, and loops in several threads do not meet.
-Where the kernel has none (or a sandbox refuses it) a thread waits for each child instead.
+Where the kernel has none (or a sandbox refuses it, or the loop waits with kqueue) a thread waits
+for each child instead.
 
 A child is reaped in one place, under Popen's own lock: a number that the kernel may have given to
 somebody else is then never signalled, and a status that Popen took itself is not lost.
@@ -24,6 +25,8 @@ from asyncio.log import logger
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from . import _native
+
 if TYPE_CHECKING:
     from asyncio.base_subprocess import BaseSubprocessTransport as _AsyncioTransport
 else:
@@ -43,6 +46,8 @@ _SHIELDS_ITS_WAIT = "shield" in _private._make_subprocess_transport.__code__.co_
 
 _exit_code = unix_events.waitstatus_to_exitcode  # type: ignore[attr-defined]
 _thread_numbers = itertools.count()
+# A build for kqueue does without, also where there are some.
+_HAS_PIDFD = hasattr(os, "pidfd_open") and "epoll" in _native._backends()
 _threads_forced = False
 
 
@@ -54,7 +59,7 @@ def _force_threads(forced: bool) -> None:
 
 def _open_pidfd(pid: int) -> int:
     """A descriptor of the process, or -1 where there is none to be had."""
-    if _threads_forced or not hasattr(os, "pidfd_open"):
+    if _threads_forced or not _HAS_PIDFD:
         return -1
     try:
         return os.pidfd_open(pid)

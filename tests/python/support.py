@@ -48,6 +48,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import portable
+
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 TIME_SCALE = float(os.environ.get("CPPLOOP_TIME_SCALE", "1"))
@@ -119,6 +121,7 @@ def tls_contenders() -> list[str]:
 
 def open_fds() -> dict[int, str]:
     """The process's descriptors and what each refers to."""
+    portable.settle()
     result = {}
     for name in os.listdir("/proc/self/fd"):
         # The descriptor of this very listing is gone again: its link cannot be read.

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import fence
+import portable
 import pytest
 import support
 from support import Recorder, eventually
@@ -20,6 +21,9 @@ from support import Recorder, eventually
 pytestmark = pytest.mark.skipif(
     "cpploop" not in support.selected_loops(), reason="about cpploop's own arrangements"
 )
+DEFAULT = "kqueue" if portable.is_portable() else "epoll"
+CHOICES = "auto, kqueue" if portable.is_portable() else "auto, epoll, io_uring"
+only_linux = pytest.mark.skipif(portable.is_portable(), reason="about epoll and io_uring")
 
 SHOW = """
 import cpploop
@@ -42,6 +46,8 @@ def has_io_uring() -> bool:
 def ring_loop() -> Iterator[Any]:
     import cpploop
 
+    if portable.is_portable():
+        pytest.skip("about io_uring")
     loop = cpploop.new_event_loop(backend="io_uring")
     if loop._backend != "io_uring":
         loop.close()
@@ -50,10 +56,10 @@ def ring_loop() -> Iterator[Any]:
     loop.close()
 
 
-@pytest.mark.parametrize("choice", ["", "auto", "epoll"])
-def test_epoll_is_the_default(choice: str) -> None:
+@pytest.mark.parametrize("choice", ["", "auto", DEFAULT])
+def test_the_default(choice: str) -> None:
     name, used, reason = shown(CPPLOOP_BACKEND=choice)
-    assert name == used == "epoll"
+    assert name == used == DEFAULT
     assert reason
 
 
@@ -67,6 +73,7 @@ def test_io_uring_by_environment_and_by_argument(ring_loop: Any) -> None:
         loop.close()
 
 
+@only_linux
 def test_the_argument_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     import cpploop
 
@@ -81,11 +88,11 @@ def test_a_choice_that_means_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(ValueError) as info:
         cpploop.new_event_loop(backend="iocp")
-    assert str(info.value) == "backend must be one of auto, epoll, io_uring, not 'iocp'"
+    assert str(info.value) == f"backend must be one of {CHOICES}, not 'iocp'"
     monkeypatch.setenv("CPPLOOP_BACKEND", "fast")
     with pytest.raises(ValueError) as info:
         cpploop.new_event_loop()
-    assert str(info.value) == "CPPLOOP_BACKEND must be one of auto, epoll, io_uring, not 'fast'"
+    assert str(info.value) == f"CPPLOOP_BACKEND must be one of {CHOICES}, not 'fast'"
 
 
 def test_a_child_class_keeps_its_own_constructor() -> None:
@@ -132,6 +139,7 @@ with asyncio.Runner(loop_factory=cpploop.new_event_loop) as runner:
 """
 
 
+@only_linux
 @pytest.mark.parametrize("error", ["EPERM", "ENOSYS", "ENOMEM"])
 def test_refused_by_the_kernel_means_epoll(error: str) -> None:
     """Silently, with the reason in build_info(): Docker's default profile refuses (moby#46762)."""
