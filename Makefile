@@ -62,6 +62,16 @@ asan-conformance: ## Run the interpreter's own asyncio tests with the sanitized 
 tsan: ## Run the engine's tests under ThreadSanitizer
 	@scripts/sanitized.sh core tsan $(JOBS)
 
+.PHONY: portable
+portable: ## Build without what only Linux has, and run the tests on kqueue (CPPLOOP_LIBKQUEUE= names its source)
+	@scripts/need.sh compiler cmake ninja gtest
+	@scripts/libkqueue.sh >/dev/null
+	cmake --preset portable --log-level=WARNING
+	cmake --build --preset portable -j $(JOBS)
+	@scripts/ctest.sh portable $(JOBS)
+	@scripts/venv.sh --define CPPLOOP_PORTABLE=ON "$(PYTHON)" build/venvs/portable
+	build/venvs/portable/run build/venvs/portable/bin/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+
 .PHONY: fuzz
 fuzz: ## Run every fuzz target for one second under libFuzzer
 	@scripts/need.sh clang cmake ninja
