@@ -22,11 +22,28 @@ are left out, and so are websockets' and httpcore's tests of their synchronous h
 """
 
 
+OURS = """
+## Our own tests with other projects' servers and clients
+
+The suites `servers`, `services` and `dask` (`tests/ecosystem/README.md`). Each test asserts which
+loop served or ran it; those with a control run on asyncio, too, with the same assertions.
+
+| suite | with | Python | on asyncio | on cpploop | skipped |
+|---|---|---|---:|---:|---:|
+"""
+
+
 def write(build: Path, page: Path, suites: Iterable[str]) -> None:
     """Write PAGE; the suites are in the order of their list."""
     rows: list[dict[str, Any]] = []
     for suite in suites:
         rows += [json.loads(path.read_text()) for path in sorted((build / suite).glob("*.json"))]
+    theirs = [row for row in rows if "ours" not in row]
+    ours = [row for row in rows if "ours" in row]
+    page.write_text(_of_theirs(theirs) + (_of_ours(ours) if ours else "") + _failures(rows))
+
+
+def _of_theirs(rows: list[dict[str, Any]]) -> str:
     text = HEAD
     for row in rows:
         source = ", Debian's" if row["from"] == "Debian" else ""
@@ -45,6 +62,19 @@ def write(build: Path, page: Path, suites: Iterable[str]) -> None:
                 f"\n{row['project']}: {row['asyncio_fails']} of its tests failed on asyncio itself"
                 " where this was written (no network, other versions of what they need).\n"
             )
-        for test in row["failures"]:
-            text += f"\nFAILED on cpploop: `{test}`\n"
-    page.write_text(text)
+    return text
+
+
+def _of_ours(rows: list[dict[str, Any]]) -> str:
+    text = OURS
+    for row in rows:
+        versions = ", ".join(f"{name} {version}" for name, version in row["with"].items())
+        text += (
+            f"| {row['suite']} | {versions} | {row['python']} | {row['asyncio'] or '-'} |"
+            f" {row['cpploop']} | {row['skipped']} |\n"
+        )
+    return text
+
+
+def _failures(rows: list[dict[str, Any]]) -> str:
+    return "".join(f"\nFAILED on cpploop: `{test}`\n" for row in rows for test in row["failures"])

@@ -17,6 +17,7 @@ import argparse
 import fnmatch
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -418,12 +419,42 @@ def run_suite(name: str, arguments: argparse.Namespace, entries: list[Entry]) ->
 
 def run_ours(workshop: Workshop, part: Part) -> bool:
     """Runs tests of our own, which say themselves which loop they want."""
+    sources.install_programs(part.programs)
+    folder = HERE / part.project
+    outcomes = workshop.folder / f"{part.project}.outcomes"
     command = [workshop.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull]
-    command += ["--rootdir", HERE / part.project, HERE / part.project]
+    # -rs: a test that is skipped says why, in what the run prints.
+    command += ["-p", "outcomes", "-rs", "-o", "timeout=300", "--rootdir", folder, folder]
     if workshop.arguments.pattern:
         command += ["-k", workshop.arguments.pattern]
     # Its last line is of pytest's form.
-    return subprocess.run(command, stdin=subprocess.DEVNULL, cwd=workshop.folder).returncode == 0
+    ran = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        cwd=workshop.folder,
+        env={**os.environ, "ECOSYSTEM_OUTCOMES": str(outcomes)},
+    )
+    if not workshop.arguments.pattern:
+        result = summary_of_ours(workshop, part, json.loads(outcomes.read_text()))
+        path = workshop.folder / f"{part.project}.json"
+        path.write_text(json.dumps(result, indent=1) + "\n")
+    return ran.returncode == 0
+
+
+def summary_of_ours(workshop: Workshop, part: Part, outcomes: dict[str, str]) -> dict[str, Any]:
+    passed = [test for test, outcome in outcomes.items() if outcome in PASSING]
+    # The loop is a part of the name where a test has a control.
+    control = sum("asyncio" in re.split(r"[\[\]-]", test) for test in passed)
+    return {
+        "ours": True,
+        "suite": workshop.suite.name,
+        "with": sources.versions_in(workshop.python, part.packages),
+        "python": sources.python_version(workshop.python),
+        "asyncio": control,
+        "cpploop": len(passed) - control,
+        "skipped": sum(outcome == "skipped" for outcome in outcomes.values()),
+        "failures": [test for test, outcome in outcomes.items() if outcome == "failed"],
+    }
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:

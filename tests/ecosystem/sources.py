@@ -7,11 +7,14 @@ not named: pip's defaults and this system's own list of Debian archives say wher
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from processes import find_program
 from suites import DEBIAN_SOURCES, DebianSource, Part
 
 REPO = Path(__file__).resolve().parent.parent.parent
@@ -92,6 +95,35 @@ def python_version(python: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
+def versions_in(python: Path, packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of packages of an environment."""
+    script = "import importlib.metadata, sys; print(*map(importlib.metadata.version, sys.argv[1:]))"
+    command = [str(python), "-c", script, *packages]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return dict(zip(packages, output.split(), strict=True))
+
+
+def install_programs(programs: Mapping[str, str]) -> None:
+    """Install Debian's packages of the programs that are missing.
+
+    The tests themselves skip what they do not find, so what cannot be had is only said.
+    """
+    missing = {package for program, package in programs.items() if not find_program(program)}
+    if not missing:
+        return
+    if os.geteuid() or shutil.which("apt-get") is None:
+        print(f"not installed, because that takes apt and root: {', '.join(sorted(missing))}")
+        return
+    # Packages' scripts look at it: a database that is installed for tests need not be started.
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
+    install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *sorted(missing)]
+    try:
+        _run(["apt-get", "update", "-qq"], "the list of packages", environment)
+        _run(install, ", ".join(sorted(missing)), environment)
+    except SourceError as error:
+        print(f"not installed: {error}")
+
+
 def _pin_of(project: str) -> str:
     for line in PINS.read_text().splitlines():
         if line.startswith(f"{project}=="):
@@ -103,10 +135,15 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _run(command: list[str], what: str) -> None:
+def _run(command: list[str], what: str, environment: Mapping[str, str] | None = None) -> None:
     try:
         made = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=900,
+            env=environment,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SourceError(f"{what}: {error}") from None

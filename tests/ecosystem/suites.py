@@ -17,8 +17,12 @@ class Part:
     files: tuple[str, ...] = ("tests", "pyproject.toml")
     pytest: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
-    # Our own tests of what a project does: nothing to fetch, and no control.
+    # Our own tests of what other projects do, in a folder of this name: nothing to fetch.
     ours: bool = False
+    # What those tests start, and the Debian packages that it comes from.
+    programs: dict[str, str] = field(default_factory=dict)
+    # What those tests are about, so that the page of results can name the versions.
+    packages: tuple[str, ...] = ()
     # More than there are cores where tests mostly sleep; one where they share a port.
     processes: int = 2
 
@@ -105,6 +109,32 @@ SUITES = {
             ),
         ),
         # Our own: each server's ways to take a loop, and how it ends.
-        Suite("servers", (Part("servers", ours=True, processes=1),)),
+        Suite(
+            "servers",
+            (
+                Part(
+                    "servers",
+                    ours=True,
+                    packages=(
+                        *("uvicorn", "gunicorn", "hypercorn", "granian", "aiohttp"),
+                        *("ipython", "ipykernel"),
+                    ),
+                ),
+            ),
+        ),
+        # Our own: clients on real databases, and gRPC.
+        Suite(
+            "services",
+            (
+                Part(
+                    "services",
+                    ours=True,
+                    programs={"initdb": "postgresql", "redis-server": "redis-server"},
+                    packages=("psycopg", "sqlalchemy", "asyncpg", "redis", "grpcio"),
+                ),
+            ),
+        ),
+        # Our own: a cluster of processes.
+        Suite("dask", (Part("cluster", ours=True, packages=("dask", "distributed")),)),
     )
 }

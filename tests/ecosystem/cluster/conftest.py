@@ -1,0 +1,3 @@
+"""The loop of each test."""
+
+pytest_plugins = ["loops"]
