@@ -422,6 +422,7 @@ def run_ours(workshop: Workshop, part: Part) -> bool:
     sources.install_programs(part.programs)
     folder = HERE / part.project
     outcomes = workshop.folder / f"{part.project}.outcomes"
+    outcomes.unlink(missing_ok=True)
     command = [workshop.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull]
     # -rs: a test that is skipped says why, in what the run prints.
     command += ["-p", "outcomes", "-rs", "-o", "timeout=300", "--rootdir", folder, folder]

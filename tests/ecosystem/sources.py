@@ -112,7 +112,8 @@ def install_programs(programs: Mapping[str, str]) -> None:
     if not missing:
         return
     if os.geteuid() or shutil.which("apt-get") is None:
-        print(f"not installed, because that takes apt and root: {', '.join(sorted(missing))}")
+        names = ", ".join(sorted(missing))
+        print(f"not installed, because that takes apt and root: {names}", flush=True)
         return
     # Packages' scripts look at it: a database that is installed for tests need not be started.
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
@@ -121,7 +122,7 @@ def install_programs(programs: Mapping[str, str]) -> None:
         _run(["apt-get", "update", "-qq"], "the list of packages", environment)
         _run(install, ", ".join(sorted(missing)), environment)
     except SourceError as error:
-        print(f"not installed: {error}")
+        print(f"not installed: {error}", flush=True)
 
 
 def _pin_of(project: str) -> str:
