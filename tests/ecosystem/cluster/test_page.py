@@ -23,10 +23,8 @@ def test_program(block: test_docs.Block, loop_name: str, tmp_path: Path) -> None
     test_docs.test_python_block(block, loop_name, tmp_path)
 
 
-def test_commands(loop_name: str) -> None:
+def test_commands() -> None:
     """The commands that the page shows are those that make the other tests' cluster."""
-    if loop_name == "asyncio":
-        pytest.skip("the page's commands name cpploop")
     launcher = ["python", *test_cluster.LAUNCHERS["cpploop"][1:], "-m", "dask"]
     shown = [shlex.split(command) for command in COMMANDS]
     assert [command[: len(launcher)] for command in shown] == [launcher, launcher]
