@@ -10,7 +10,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import PATIENCE_S, eventually, free_port, kill, start
 
 HERE = Path(__file__).resolve().parent
-SCALE = float(os.environ.get("CPPLOOP_TIME_SCALE", "1"))
-PATIENCE_S = 40 * SCALE
 REQUESTS = 8
 
 PYTHON = [sys.executable]
@@ -80,13 +78,16 @@ SERVERS: dict[str, tuple[Callable[[str], list[str]], int]] = {
         ],
         1,
     ),
+    **{
+        f"multiprocessing-{method}": (
+            lambda port, method=method: [
+                *(*LAUNCHER, str(HERE / "served_by_processes.py"), method, port),
+            ],
+            2,
+        )
+        for method in ("spawn", "fork", "forkserver")
+    },
 }
-
-
-def free_port() -> str:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return str(sock.getsockname()[1])
 
 
 def get(port: str, path: str) -> Any:
@@ -98,16 +99,6 @@ def get(port: str, path: str) -> Any:
         return json.loads(answer.read())
     finally:
         connection.close()
-
-
-def eventually(holds: Callable[[], Any], what: str) -> Any:
-    end = time.monotonic() + PATIENCE_S
-    while time.monotonic() < end:
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            if result := holds():
-                return result
-        time.sleep(0.05)
-    raise AssertionError(f"in vain: {what}")
 
 
 class Server:
@@ -123,17 +114,7 @@ class Server:
             "SERVED_MARKS": str(self.marks),
             "PYTHONPATH": f"{folder}{os.pathsep}{HERE}",
         }
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                command,
-                env=self.environment,
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                # So that Ctrl-C reaches all of them, as a terminal's does.
-                start_new_session=True,
-            )
+        self.process = start(command, self.log, env=self.environment, cwd=folder)
 
     def loops(self) -> dict[int, str]:
         """Ask until an answer came; the loop of the process that gave it."""
@@ -152,9 +133,7 @@ def serving(name: str, folder: Path) -> Iterator[Server]:
     try:
         yield server
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.process.pid, signal.SIGKILL)
-        server.process.wait()
+        kill(server.process)
 
 
 @pytest.mark.parametrize("name", SERVERS)
@@ -215,9 +194,7 @@ def test_uvicorn_reload(tmp_path: Path) -> None:
         os.killpg(server.process.pid, signal.SIGINT)
         server.process.wait(PATIENCE_S)
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.process.pid, signal.SIGKILL)
-        server.process.wait()
+        kill(server.process)
 
 
 IPYTHON = """
@@ -241,3 +218,52 @@ def test_ipython(tmp_path: Path) -> None:
     )
     assert "<class 'cpploop._loop.Loop'> done" in done.stdout, done.stdout + done.stderr
     assert done.returncode == 0
+
+
+KERNEL = """
+import asyncio
+task = asyncio.create_task(asyncio.sleep(0.01, "done"))
+print(type(asyncio.get_running_loop()), await task)
+"""
+
+
+def test_jupyter_kernel(tmp_path: Path) -> None:
+    """A notebook's kernel awaits cells on asyncio's default loop, and Ctrl-C ends only the cell."""
+    from jupyter_client import BlockingKernelClient, write_connection_file
+
+    connection, _ = write_connection_file(str(tmp_path / "connection.json"))
+    environment = {**os.environ, "IPYTHONDIR": str(tmp_path)}
+    command = [*LAUNCHER, "-m", "ipykernel_launcher", "-f", connection]
+    process = start(command, tmp_path / "log", env=environment)
+    client = BlockingKernelClient(connection_file=connection)
+    client.load_connection_file()
+    client.start_channels()
+    said: list[str] = []
+
+    def run(cell: str) -> str:
+        def output(message: dict[str, Any]) -> None:
+            said.append(message["content"].get("text", ""))
+
+        answer = client.execute_interactive(cell, timeout=PATIENCE_S, output_hook=output)
+        status: str = answer["content"].get("ename", answer["content"]["status"])
+        return status
+
+    try:
+        client.wait_for_ready(timeout=PATIENCE_S)
+        assert run(KERNEL) == "ok"
+        assert "".join(said) == "<class 'cpploop._loop.Loop'> done\n"
+        # Cells share the loop: what one has started goes on, and the next may wait for it.
+        assert run("task = asyncio.create_task(asyncio.sleep(0.2, 'later'))") == "ok"
+        assert run("assert await task == 'later'") == "ok"
+        cell = f"open({str(tmp_path / 'mark')!r}, 'w').close(); await asyncio.sleep(3600)"
+        with ThreadPoolExecutor(1) as threads:
+            interrupted = threads.submit(run, cell)
+            eventually((tmp_path / "mark").exists, "a cell that runs")
+            process.send_signal(signal.SIGINT)
+            assert interrupted.result(PATIENCE_S) in ("CancelledError", "KeyboardInterrupt")
+        assert run("assert await asyncio.sleep(0, 1)") == "ok"
+        client.shutdown()
+        assert process.wait(PATIENCE_S) == 0
+    finally:
+        client.stop_channels()
+        kill(process)
