@@ -284,3 +284,17 @@ def test_a_loop_in_each_of_several_threads(loop_name: str) -> None:
     for each in threads:
         each.join()
     assert answers == {n: [b"%d of %d" % (i, n) for i in range(200)] for n in range(4)}
+
+
+@pytest.mark.filterwarnings("ignore:coroutine 'UnaryUnaryCall._invoke' was never awaited")
+def test_a_channel_stays_with_its_loop(loop_name: str) -> None:
+    """What grpc.aio supports on no loop: a channel that was made on another one."""
+
+    async def make() -> grpc.aio.Channel:
+        return grpc.aio.insecure_channel("127.0.0.1:1")
+
+    async def use(channel: grpc.aio.Channel) -> None:
+        with pytest.raises(RuntimeError, match="Event loop is closed"):
+            await channel.unary_unary("/Test/Echo")(b"")
+
+    run_on(loop_name, use(run_on(loop_name, make())))
