@@ -108,14 +108,31 @@ differential: ## Compare the loops on random scripts for ten minutes (DIFFERENTI
 	@scripts/venv.sh "$(PYTHON)" "$(VENV)"
 	$(RUN) tests/differential/run.py --seconds 600 $(DIFFERENTIAL_ARGS)
 
-.PHONY: bench
-bench: ## Run the benchmarks in .venv-bench beside the rivals (BENCH_ARGS=--quick for a smoke test)
+# ROW=name measures one row with every loop; names, globs and families are welcome, too.
+ROW ?=
+BENCH := .venv-bench/run .venv-bench/bin/python
+
+.PHONY: bench-venv
+bench-venv:
 	@scripts/venv.sh "$(PYTHON)" .venv-bench
 	@if [ ! -e .venv-bench/.rivals ] || [ benchmarks/requirements.txt -nt .venv-bench/.rivals ]; then \
 	  benchmarks/setup.sh --run "$(CURDIR)/.venv-bench/run" .venv-bench/bin/python .venv-bench; \
 	  touch .venv-bench/.rivals; \
 	fi
-	.venv-bench/run .venv-bench/bin/python benchmarks/run.py $(BENCH_ARGS)
+
+.PHONY: bench
+bench: bench-venv ## Compare the loops, each row with its best rivals; ROW=name: that row, every loop (BENCH_ARGS=--plan)
+	$(BENCH) benchmarks/run.py $(if $(ROW),--set row --rows '$(ROW)') $(BENCH_ARGS)
+
+.PHONY: bench-full
+bench-full: bench-venv ## Compare every loop in every row for hours; goes on where it was stopped
+	$(BENCH) benchmarks/run.py --set full $(BENCH_ARGS)
+
+.PHONY: regression
+regression: ## Count instructions per operation and compare with the baseline (GATE_ARGS=--update)
+	@scripts/need.sh valgrind
+	@scripts/venv.sh "$(PYTHON)" "$(VENV)"
+	$(RUN) benchmarks/gate.py $(GATE_ARGS)
 
 .PHONY: docs
 docs: ## Build the documentation's site into site/, warnings as errors, and check what it needs

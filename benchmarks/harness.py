@@ -1,11 +1,9 @@
-"""What run.py and micro.py share: the machine, its cores, the order of cells, stored results."""
+"""The machine, its cores and what disturbs them; which loops are here; the C++ programs."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import datetime
-import fnmatch
 import hashlib
 import json
 import os
@@ -18,17 +16,12 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results"
-FLOOR = "floor"  # Stands among the loops where a row has a bare C++ server to compare with.
-CONTROL = "asyncio"
 BUSY_LIMIT = 0.10  # Of one core, by programs that are not part of the benchmark.
-
-Cell = dict[str, Any]
 
 # What would change a loop behind the figures' back.
 _HOSTILE_VARIABLES = (
@@ -150,91 +143,6 @@ def last_line(text: str) -> str:
     """The last line with something on it, which is where Python names an exception."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:200] if lines else "no message"
-
-
-def choose(
-    pattern_list: str, names: Sequence[str], groups: Mapping[str, Sequence[str]]
-) -> list[str]:
-    """The names that a comma-separated list of names, globs and groups asks for, in our order."""
-    wanted: set[str] = set()
-    for pattern in pattern_list.split(","):
-        matches = groups.get(pattern) or fnmatch.filter(names, pattern)
-        if not matches:
-            sys.exit(f"nothing is called {pattern!r}; --list prints every name")
-        wanted.update(matches)
-    return [name for name in names if name in wanted]
-
-
-def interleave(
-    rows: Sequence[str], names: Sequence[str], rounds: int
-) -> Iterator[tuple[int, str, str]]:
-    """Every loop in every row of every round, starting with another loop each time.
-
-    A machine that slows down for a minute then slows all loops of a few rows, not one loop.
-    """
-    for number in range(rounds):
-        for index, row in enumerate(rows):
-            first = (number + index) % len(names)
-            for name in (*names[first:], *names[:first]):
-                yield number, row, name
-
-
-def add_common_options(parser: argparse.ArgumentParser, rounds: int, seconds: float) -> None:
-    """The options run.py and micro.py share."""
-    parser.add_argument("--rows", default="default", help="names, globs, or a group (see --list)")
-    parser.add_argument("--loops", default="*", help="names or globs, comma-separated")
-    parser.add_argument("--rounds", type=int, default=rounds)
-    parser.add_argument("--seconds", type=float, default=seconds, help="measured, per cell")
-    parser.add_argument("--quick", action="store_true", help="a few rows, short: a smoke test")
-    parser.add_argument("--server-cpu", type=int, default=0)
-    parser.add_argument(
-        "--wait-idle",
-        type=float,
-        default=0.0,
-        metavar="SECONDS",
-        help="on a shared machine: wait up to this long before each cell for others to pause",
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="default: results/DATE-….json")
-    parser.add_argument("--resume", type=Path, metavar="FILE", help="finish an interrupted run")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="only print FILE's tables")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there too")
-    parser.add_argument("--list", action="store_true", help="print the rows and loops, and stop")
-
-
-# ---- results ------------------------------------------------------------------------------------
-
-
-class Results:
-    """The cells measured so far, written after each one so that an interrupted run is not lost."""
-
-    def __init__(self, path: Path, data: dict[str, Any]) -> None:
-        self.path = path
-        self.data = data
-        self._done = {(cell["row"], cell["loop"], cell["round"]) for cell in data["cells"]}
-
-    @classmethod
-    def start(cls, path: Path | None, kind: str, facts: dict[str, Any]) -> Results:
-        """A new file; `facts` says what is measured, and with what."""
-        if path is None:
-            stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
-            path = RESULTS / f"{stamp}-{kind}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return cls(path, {"kind": kind, "machine": machine(), **facts, "cells": []})
-
-    @classmethod
-    def load(cls, path: Path) -> Results:
-        """The results of an earlier run."""
-        return cls(path, json.loads(path.read_text()))
-
-    def has(self, row: str, loop: str, number: int) -> bool:
-        return (row, loop, number) in self._done
-
-    def add(self, cell: Cell) -> None:
-        self.data["cells"].append(cell)
-        self._done.add((cell["row"], cell["loop"], cell["round"]))
-        partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps(self.data, indent=1) + "\n")
-        partial.replace(self.path)
 
 
 # ---- the C++ programs ---------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Rows of micro.py that go through the kernel: datagrams, pipes, files, children, connections.
+"""Rows that go through the kernel: datagrams, pipes, files, children, connections.
 
 Both ends run in one process on the loop that is measured, except where a thread stands for the
 other side: it does blocking socket calls on large blocks, which give up the GIL.
@@ -12,11 +12,10 @@ import shutil
 import socket
 import tempfile
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
-Loop = asyncio.AbstractEventLoop
-Batch = Callable[[], Awaitable[int]]
+from in_process import Batch, Loop
 
 LOCALHOST = "127.0.0.1"
 PACKETS = 2_000
@@ -265,15 +264,3 @@ def spawn_communicate(loop: Loop) -> Batch:
         return CHILDREN
 
     return batch
-
-
-MAKERS: tuple[Callable[[Loop], Batch], ...] = (
-    udp_echo,
-    pipe_throughput,
-    sendfile_8m,
-    bulk_write,
-    readline_64,
-    connect_close,
-    spawn_wait,
-    spawn_communicate,
-)

@@ -7,7 +7,10 @@
 //     --tls 1                  TLS on each connection (the server's certificate is not checked)
 //     --seconds T --warmup T   the measured window and what comes before it
 //     --rate R                 open loop: R requests/s in all, arriving at random (Poisson), with
-//                              latency counted from when a request was due, not from when it left
+//                              latency counted from when a request was due, not from when it left;
+//                              what is due and unanswered at the end counts with the time so far
+//     --slow N                 beside them, echo only: N connections that send as much as goes out
+//                              and take back 4 KiB each 10 ms; they are not among the requests
 //     --server-pid PID         also measures that process's CPU time over the same window; what
 //                              is then left of the machine's is other_cpu_seconds
 //
@@ -65,6 +68,8 @@ constexpr std::size_t kMaxHeadLine = 16 * 1024;
 constexpr std::int64_t kStall_ns = 10'000'000'000;
 constexpr std::int64_t kTick_ns = 100'000'000;
 constexpr std::int64_t kNanoseconds = 1'000'000'000;
+constexpr std::int64_t kSlowPace_ns = 10'000'000;
+constexpr std::size_t kSlowRead = 4 * 1024;
 
 using Bytes = std::span<const char>;
 
@@ -101,6 +106,7 @@ struct Options {
   pid_t server_pid = 0;
   bool tls = false;
   bool resume = false;
+  std::size_t slow = 0;
 };
 
 [[noreturn]] void usage(const std::string& problem) {
@@ -158,6 +164,8 @@ Options parse_options(int argc, char** argv) {
       options.tls = count(0) != 0;
     } else if (name == "--resume") {
       options.resume = count(0) != 0;
+    } else if (name == "--slow") {
+      options.slow = count(0);
     } else if (name == "--server-pid") {
       options.server_pid = static_cast<pid_t>(count(1));
     } else {
@@ -165,6 +173,9 @@ Options parse_options(int argc, char** argv) {
     }
   }
   if ((options.port == 0) == options.unix_path.empty()) usage("give --port or --unix");
+  if (options.slow != 0 && (options.tls || options.mode != Mode::kEcho)) {
+    usage("--slow is for echo without TLS");
+  }
   return options;
 }
 
@@ -636,6 +647,56 @@ struct Connection {
   std::uint64_t completed = 0;
 };
 
+// Somebody who asks for much and takes little: sends whenever the kernel lets it, and receives a
+// few bytes at a time of what comes back, each of them checked.
+class SlowConsumer {
+ public:
+  explicit SlowConsumer(const Options& options) : fd_(open_connection(options)) {
+    for (std::size_t i = 0; i < kPeriod + kReadSize; ++i)
+      pattern_.push_back(static_cast<char>('a' + i % kPeriod));
+  }
+
+  void tick(std::int64_t now) {
+    if (now < next_ns_) return;
+    next_ns_ = now + kSlowPace_ns;
+    send_what_goes();
+    receive_little();
+  }
+
+ private:
+  static constexpr std::size_t kPeriod = 26;
+
+  void send_what_goes() {
+    // Not for ever, should the server take it all: the fast ones have their turn, too.
+    for (int i = 0; i < 4; ++i) {
+      const ssize_t sent = ::send(fd_, pattern_.data() + sent_ % kPeriod, kReadSize,
+                                  MSG_NOSIGNAL | MSG_DONTWAIT);
+      if (sent < 0 && errno == EAGAIN) return;
+      if (sent < 0) fail_errno("send of the slow consumer");
+      sent_ += static_cast<std::size_t>(sent);
+    }
+  }
+
+  void receive_little() {
+    std::array<char, kSlowRead> data;
+    const ssize_t got = ::recv(fd_, data.data(), data.size(), MSG_DONTWAIT);
+    if (got < 0 && errno == EAGAIN) return;
+    if (got < 0) fail_errno("recv of the slow consumer");
+    if (got == 0) throw Failure("the server closed the slow consumer's connection");
+    const auto size = static_cast<std::size_t>(got);
+    if (std::memcmp(data.data(), pattern_.data() + received_ % kPeriod, size) != 0) {
+      throw Failure("wrong bytes: the slow consumer's differ");
+    }
+    received_ += size;
+  }
+
+  int fd_;
+  std::vector<char> pattern_;
+  std::uint64_t sent_ = 0;
+  std::uint64_t received_ = 0;
+  std::int64_t next_ns_ = 0;
+};
+
 struct Window {
   std::int64_t begin_ns = 0;
   std::int64_t server_cpu_ns = 0;
@@ -665,6 +726,7 @@ class LoadGenerator {
     drive_until(start + warmup);
     open_window();
     drive_until(window_.begin_ns + length);
+    if (open_loop()) count_unanswered(now_ns());
     print_result();
   }
 
@@ -688,6 +750,8 @@ class LoadGenerator {
       epoll_event event{.events = EPOLLIN, .data = {.ptr = &connection}};
       if (::epoll_ctl(epoll_, EPOLL_CTL_ADD, connection.fd, &event) < 0) fail_errno("epoll_ctl");
     }
+    for (std::size_t i = 0; i < options_.slow; ++i)
+      slow_.emplace_back(options_);
   }
 
   void start_all(std::int64_t now) {
@@ -716,7 +780,8 @@ class LoadGenerator {
     for (std::int64_t now = now_ns(); now < end; now = now_ns()) {
       // Arrivals are due at instants no epoll time-out can hit, so the open loop spins: the client
       // has a core of its own.
-      const std::int64_t wait_ns = open_loop() ? 0 : std::min(end - now, kTick_ns);
+      const std::int64_t tick_ns = slow_.empty() ? kTick_ns : kSlowPace_ns;
+      const std::int64_t wait_ns = open_loop() ? 0 : std::min(end - now, tick_ns);
       const int wait_ms = static_cast<int>((wait_ns + 999'999) / 1'000'000);
       const int count =
           ::epoll_wait(epoll_, events.data(), static_cast<int>(events.size()), wait_ms);
@@ -728,6 +793,8 @@ class LoadGenerator {
         if ((event.events & ~static_cast<std::uint32_t>(EPOLLOUT)) != 0) receive(connection);
       }
       if (open_loop()) start_due(now_ns());
+      for (SlowConsumer& consumer : slow_)
+        consumer.tick(now);
       check_stalls(now);
     }
   }
@@ -825,6 +892,16 @@ class LoadGenerator {
     waiting_.emplace(connection.next_due_ns, connection.number);
   }
 
+  // Left out, the requests that a server neglects most would make it look better.
+  void count_unanswered(std::int64_t now) {
+    for (Connection& connection : connections_) {
+      if (!connection.in_flight) continue;
+      latencies_.add(now - connection.started_ns);
+      while ((connection.next_due_ns += random_.gap_ns(mean_gap_ns())) < now)
+        latencies_.add(now - connection.next_due_ns);
+    }
+  }
+
   [[nodiscard]] double mean_gap_ns() const {
     return 1e9 * static_cast<double>(options_.connections) / options_.rate;
   }
@@ -873,6 +950,7 @@ class LoadGenerator {
   const int epoll_;
   std::vector<char> read_buffer_;
   std::vector<Connection> connections_;
+  std::vector<SlowConsumer> slow_;
   Random random_;
   Histogram latencies_;
   Window window_;

@@ -18,6 +18,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
+CONTROL = "asyncio"  # Runs along in every round: when it moves, the machine has.
+BASE = "uvloop"  # Figures are given as multiples of this one's.
+SUBJECT = "cpploop"
+FLOOR = "floor"  # Stands among the loops where a row has a bare C++ server to compare with.
+
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 

@@ -1,72 +1,99 @@
-"""Writes docs/performance.md from results of run.py and micro.py.
+"""Writes docs/performance.md and docs/plots/ from results of run.py, and from nothing else.
 
-    python benchmarks/performance_page.py results/a-servers.json results/b-micro.json
+    python benchmarks/performance_page.py benchmarks/results/COMMIT-MACHINE/full [MORE...]
 
-The page says of each row in which a rival was ahead; docs/performance-notes.md, if it is there, is
-put behind that list as it is: what was found, and what was tried.
+Files and folders are read in their order, and of a row that is in several the last one counts: a
+short run of today goes behind a long one of last week. The page says of each row in which a rival
+was ahead; docs/performance-notes.md, if it is there, is put behind that list as it is: what was
+found, and what was tried.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from report import SUBJECT, Summary, markdown
+import report
+import store
+from catalogue import FAMILIES
+from loops import SUBJECT
+from report import RowSummary
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-TITLES = {"servers": "Servers", "micro": "Inside one process"}
 INTRODUCTION = """# Performance
 
-cpploop beside its rivals, each table measured in one run: interleaved, server and client on
-different cores, every answer checked. How it is done, and how to repeat it, is in
-[benchmarks/README.md](../benchmarks/README.md). `benchmarks/performance_page.py` writes this page;
-do not edit.
+cpploop beside its rivals: interleaved, server and client on different cores, every answer checked.
+How it is done, and how to repeat it, is in [benchmarks/README.md](../benchmarks/README.md).
+`benchmarks/performance_page.py` writes this page from stored results; do not edit.
 
-Absolute figures belong to this machine, two noisy cores. Compare inside a row, and treat
-differences below 5 % as noise: `±` is half the range of the rounds. `x` columns are medians of
-ratios taken within a round. CPU per request moves far less than the clock does.
+Absolute figures belong to the machine that made them. Compare inside a row, and treat differences
+below 5 % as noise: `±` is half the range of the rounds. `x` columns are medians of ratios taken
+within a round and say how many times as good a loop is, also where a lower figure is better. CPU
+per request moves far less than the clock does.
 """
 
 
-def losses(summary: Summary) -> list[str]:
-    """A table line for each row in which a rival was ahead, the worst first."""
-    found: list[tuple[float, str]] = []
-    for row in summary.rows:
-        rival = summary.best_rival(row)
-        ratio = summary.ratio(row, SUBJECT, rival) if rival else None
-        if ratio is not None and ratio < 1:
-            found.append((ratio, f"| `{row}` | {rival} | {ratio:.2f}x |"))
-    return [line for _, line in sorted(found)]
-
-
-def page(results: list[dict[str, Any]], notes: str) -> str:
-    summaries = [Summary(data) for data in results]
-    lines = [line for summary in summaries for line in losses(summary)]
-    parts = [INTRODUCTION, "## What we lose\n"]
-    if lines:
-        parts.append("Rows in which a rival was ahead in these runs:\n")
-        header = ["| row | rival ahead | cpploop / rival |", "|---|---|---|"]
-        parts.append("\n".join(header + lines) + "\n")
+def page(rows: Sequence[RowSummary], notes: str, plots: Mapping[str, str]) -> str:
+    """The whole page; `plots` has the pictures' addresses by family title."""
+    parts = [INTRODUCTION, "## What was measured\n", report.headings(rows) + "\n"]
+    parts.append("## What we lose\n")
+    lost = report.lost_table(rows)
+    if lost:
+        parts.append(f"Rows in which a rival was ahead in these runs:\n\n{lost}\n")
     else:
         parts.append("No rival was ahead in any row of these runs.\n")
+    unmeasured = [row.name for row in rows if SUBJECT not in row.ranked()]
+    if unmeasured:
+        listed = ", ".join(f"`{name}`" for name in unmeasured)
+        parts.append(f"{SUBJECT} has no figure in {listed}.\n")
     if notes:
         parts.append(notes)
-    for data in results:
-        parts.append(f"## {TITLES.get(data['kind'], data['kind'])}\n")
-        parts.append(markdown(data))
+    for title, own in report.by_family(rows):
+        parts.append(f"## {title}\n")
+        if title in plots:
+            parts.append(f"![{title}: each row's loops as bars, the best on top]({plots[title]})\n")
+        parts.append(report.family_tables(own) + "\n")
+    told = report.all_notes(rows)
+    if told:
+        parts += ["## Notes of the runs\n", "\n".join(f"- {text}" for text in told) + "\n"]
     return "\n".join(parts)
 
 
+def draw_all(rows: Sequence[RowSummary], folder: Path) -> dict[str, str]:
+    """A picture for each family with figures; their addresses on the page."""
+    import plots  # Its library is needed for this alone.
+
+    families = {title: family for family, title in FAMILIES.items()}
+    found = {}
+    for title, own in report.by_family(rows):
+        path = folder / f"{families[title]}.svg"
+        plots.draw(title, own, path)
+        found[title] = f"{folder.name}/{path.name}"
+    return found
+
+
+def drawn_before(page_text: str) -> dict[str, str]:
+    """The pictures that a page shows, for a page written without drawing them anew."""
+    return dict(re.findall(r"^!\[(.*?):.*?\]\((.*?)\)$", page_text, re.M))
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("results", nargs="+", type=Path, help="result files, in the page's order")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("results", nargs="+", type=Path, help="files and folders of results")
     parser.add_argument("--out", type=Path, default=DOCS / "performance.md")
+    parser.add_argument("--no-plots", action="store_true", help="keep the pictures that are there")
     arguments = parser.parse_args()
+    rows = report.summaries(store.read(arguments.results))
     notes = DOCS / "performance-notes.md"
-    results = [json.loads(path.read_text()) for path in arguments.results]
-    arguments.out.write_text(page(results, notes.read_text() if notes.exists() else ""))
+    if arguments.no_plots:
+        drawn = drawn_before(arguments.out.read_text()) if arguments.out.exists() else {}
+    else:
+        drawn = draw_all(rows, arguments.out.parent / "plots")
+    arguments.out.write_text(page(rows, notes.read_text() if notes.exists() else "", drawn))
 
 
 if __name__ == "__main__":

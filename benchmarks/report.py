@@ -1,7 +1,7 @@
 """From cells to tables: medians, spread, paired ratios, and what the reader must be told.
 
-A cell's "value" is a rate (requests or operations per second). Ratios are paired: taken within a
-round, where both loops met the same machine, and the median of those is printed.
+Ratios are paired: taken within a round, where both loops met the same machine, and the median of
+those is printed. They say how many times as good a loop is, also where a lower figure is better.
 """
 
 from __future__ import annotations
@@ -11,264 +11,377 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from harness import BUSY_LIMIT, CONTROL, FLOOR, Cell
-
-BASE = "uvloop"
-SUBJECT = "cpploop"
-CONTROL_LIMIT = 0.10
+from catalogue import FAMILIES, P99, ROWS, Served
+from harness import BUSY_LIMIT
+from loops import BASE, CONTROL, FLOOR, SUBJECT
+from rounds import moved_rounds, void_rounds
+from store import Cell, machine_key
 
 Table = list[list[str]]
 
 
-class Summary:
-    """All cells of one result file, by row and loop, without the rounds that do not count."""
+class RowSummary:
+    """One row's cells by loop, without the rounds that do not count."""
 
     def __init__(self, data: dict[str, Any]) -> None:
         self.data = data
-        self.failures: dict[tuple[str, str], str] = {}
-        self._cells: dict[tuple[str, str], dict[int, Cell]] = defaultdict(dict)
+        self.row = ROWS[data["row"]]
+        self.measure = self.row.measure
+        self.failures: dict[str, str] = {}
+        self._cells: dict[str, dict[int, Cell]] = defaultdict(dict)
         for cell in data["cells"]:
             if "error" in cell:
-                self.failures[cell["row"], cell["loop"]] = cell["error"]
+                # The first one is the reason; later rounds may only say "not tried again".
+                self.failures.setdefault(cell["loop"], cell["error"])
             else:
-                self._cells[cell["row"], cell["loop"]][cell["round"]] = cell
-        self.rows = [row for row in data["rows"] if self._measured_loops(row, data["loops"])]
-        self.loops = [
-            name
-            for name in data["loops"]
-            if any((row, name) in self._cells or (row, name) in self.failures for row in self.rows)
+                self._cells[cell["loop"]][cell["round"]] = cell
+        field = self.measure.control_field or self.measure.field
+        control = {n: cell[field] for n, cell in self._cells[CONTROL].items() if cell.get(field)}
+        self.moved = moved_rounds(control)
+        self.void = void_rounds(control)
+
+    @property
+    def name(self) -> str:
+        return self.row.name
+
+    @property
+    def loops(self) -> list[str]:
+        """Those that took part, in the order of the registry."""
+        return [
+            name for name in self.data["loops"] if self._cells.get(name) or name in self.failures
         ]
-        self.control_notes: list[str] = []
-        self._void = {row: self._void_rounds(row) for row in self.rows}
 
-    def _measured_loops(self, row: str, names: Iterable[str]) -> list[str]:
-        return [name for name in names if self._cells.get((row, name))]
-
-    def _void_rounds(self, row: str) -> set[int]:
-        """The rounds whose control moved, unless too few would be left to say anything."""
-        control = {n: cell["value"] for n, cell in self._cells.get((row, CONTROL), {}).items()}
-        if len(control) < 2:
-            return set()
-        middle = statistics.median(control.values())
-        moves = {n: value / middle - 1 for n, value in control.items()}
-        void = {n for n, move in moves.items() if abs(move) > CONTROL_LIMIT}
-        if not void:
-            return set()
-        kept = len(control) - len(void)
-        enough = kept >= 2 and kept * 2 >= len(control)
-        listed = ", ".join(f"{moves[n]:+.0%} in round {n + 1}" for n in sorted(void))
-        verdict = "left out" if enough else "kept: too few rounds would remain"
-        self.control_notes.append(f"`{row}`: {CONTROL} moved by {listed} ({verdict}).")
-        return void if enough else set()
-
-    def cells(self, row: str, name: str) -> dict[int, Cell]:
-        """The cells that count, by round; none if any of the row's rounds failed."""
-        if (row, name) in self.failures:
+    def cells(self, name: str) -> dict[int, Cell]:
+        """The cells that count, by round; none if any of the loop's rounds failed."""
+        if name in self.failures:
             return {}
-        cells = self._cells.get((row, name), {})
-        return {number: cell for number, cell in cells.items() if number not in self._void[row]}
+        cells = self._cells.get(name, {})
+        return {number: cell for number, cell in cells.items() if number not in self.void}
 
-    def median(self, row: str, name: str, field: str = "value") -> float | None:
-        values = [cell[field] for cell in self.cells(row, name).values() if cell.get(field)]
+    def values(self, name: str, field: str | None = None) -> dict[int, float]:
+        """One field by round: the row's own figure unless another one is asked for."""
+        field = field or self.measure.field
+        return {n: cell[field] for n, cell in self.cells(name).items() if cell.get(field)}
+
+    def median(self, name: str, field: str | None = None) -> float | None:
+        values = self.values(name, field).values()
         return statistics.median(values) if values else None
 
-    def spread(self, row: str, name: str) -> float:
+    def spread(self, name: str) -> float:
         """Half of the range, as a part of the median."""
-        values: list[float] = [cell["value"] for cell in self.cells(row, name).values()]
+        values = self.values(name).values()
         return (max(values) - min(values)) / 2 / statistics.median(values)
 
-    def ratio(self, row: str, name: str, other: str, field: str = "value") -> float | None:
-        """The median over rounds of this loop's value in multiples of another's."""
-        mine, theirs = self.cells(row, name), self.cells(row, other)
-        paired = [
-            mine[number][field] / theirs[number][field]
-            for number in mine.keys() & theirs.keys()
-            if mine[number].get(field) and theirs[number].get(field)
-        ]
+    def quotient(self, name: str, other: str, field: str | None = None) -> float | None:
+        """The median over rounds of this loop's figure in multiples of another's."""
+        mine, theirs = self.values(name, field), self.values(other, field)
+        paired = [mine[number] / theirs[number] for number in mine.keys() & theirs.keys()]
         return statistics.median(paired) if paired else None
 
-    def best_rival(self, row: str) -> str | None:
-        """The fastest loop of a row that is neither ours nor the floor."""
-        rivals = {
+    def ratio(self, name: str, other: str) -> float | None:
+        """How many times as good as the other this loop is."""
+        if self.measure.lower_is_better:
+            return self.quotient(other, name)
+        return self.quotient(name, other)
+
+    def ranked(self) -> list[str]:
+        """The loops with a figure, the best first; the floor is none of them."""
+        found = {
             name: value
             for name in self.loops
-            if name.split("-")[0] not in (SUBJECT, FLOOR)
-            and (value := self.median(row, name)) is not None
+            if name != FLOOR and (value := self.median(name)) is not None
         }
-        return max(rivals, key=lambda name: rivals[name]) if rivals else None
+        return sorted(found, key=found.__getitem__, reverse=not self.measure.lower_is_better)
+
+    def rivals(self) -> list[str]:
+        """The same without ours."""
+        return [name for name in self.ranked() if name.partition("-")[0] != SUBJECT]
+
+    def best_rival(self) -> str | None:
+        return next(iter(self.rivals()), None)
+
+    def against_best(self) -> float | None:
+        """Ours beside the best rival; below 1 the row is lost."""
+        rival = self.best_rival()
+        return self.ratio(SUBJECT, rival) if rival else None
 
 
-def markdown(data: dict[str, Any]) -> str:
-    """The whole report."""
-    summary = Summary(data)
-    unit = data["unit"]
-    sections = [_heading(data)]
-    if SUBJECT in summary.loops:
-        sections += [f"### {SUBJECT} against the best rival", _subject_table(summary)]
-    sections += [
-        f"### {unit.capitalize()}s per second: median ± half range, x {BASE} (paired)",
-        _matrix(summary, lambda row, name: _rate_text(summary, row, name)),
-    ]
-    if data["kind"] == "servers":
-        sections += [
-            "### Server CPU per request in µs, x the bare C++ server",
-            _matrix(summary, lambda row, name: _cpu_text(summary, row, name)),
-            "### Latency in µs: p50 / p99 / p99.9",
-            _matrix(summary, lambda row, name: _latency_text(summary, row, name)),
-        ]
-    else:
-        sections += [
-            "### CPU per operation in ns",
-            _matrix(summary, lambda row, name: _cpu_text(summary, row, name)),
-        ]
-    notes = _notes(summary)
+def summaries(data: Iterable[dict[str, Any]]) -> list[RowSummary]:
+    """One for each row with figures, in the order of the catalogue; the last of a name counts."""
+    found = {row["row"]: RowSummary(row) for row in data if row["row"] in ROWS}
+    return [found[name] for name in ROWS if name in found and found[name].ranked()]
+
+
+# ---- the whole ----------------------------------------------------------------------------------
+
+
+def markdown(data: Iterable[dict[str, Any]]) -> str:
+    """The report of one run, or of several."""
+    rows = summaries(data)
+    sections = [headings(rows)]
+    for title, own in by_family(rows):
+        sections += [f"### {title}", family_tables(own)]
+    notes = all_notes(rows)
     if notes:
         sections += ["### Notes", "\n".join(f"- {text}" for text in notes)]
     return "\n\n".join(sections) + "\n"
 
 
-def _heading(data: dict[str, Any]) -> str:
-    facts, plan = data["machine"], data["plan"]
-    versions = ", ".join(
-        f"{name} {found['version']}" for name, found in data["loops"].items() if "version" in found
-    )
+def by_family(rows: Sequence[RowSummary]) -> list[tuple[str, list[RowSummary]]]:
+    """Families that have rows, by title."""
+    found = []
+    for family, title in FAMILIES.items():
+        own = [row for row in rows if row.row.family == family]
+        if own:
+            found.append((title, own))
+    return found
+
+
+def family_tables(rows: Sequence[RowSummary]) -> str:
+    """Every table that has something to say about these rows."""
+    tables = {
+        f"Medians ± half the range, x {BASE}:": _figure_text,
+        "CPU in µs per request or operation, x the bare C++ server:": _cpu_text,
+        "Latency in µs, p50 / p99 / p99.9:": _latency_text,
+        "Instructions and system calls per request, in runs of their own:": _counts_text,
+    }
+    parts = [subject_table(rows)]
+    for title, text in tables.items():
+        table = _matrix(rows, text)
+        if table:
+            parts += [title, table]
+    return "\n\n".join(part for part in parts if part)
+
+
+def headings(rows: Sequence[RowSummary]) -> str:
+    """What each run was made with, and which rows are of it where there were several."""
+    runs: dict[tuple[str, ...], list[RowSummary]] = defaultdict(list)
+    for row in rows:
+        runs[_run_of(row)].append(row)
+    if len(runs) == 1:
+        return "\n".join(f"- {line}" for line in _facts(rows))
+    parts = []
+    for number, own in enumerate(runs.values(), 1):
+        names = ", ".join(f"`{row.name}`" for row in own)
+        lines = [f"- {line}" for line in [*_facts(own), f"rows: {names}"]]
+        parts.append("\n".join([f"Run {number}:\n", *lines]))
+    return "\n\n".join(parts)
+
+
+def _run_of(row: RowSummary) -> tuple[str, ...]:
+    """What rows of the same run have in common. A run that went on later is one, too."""
+    data = row.data
+    when = data["commit"] or data["machine"]["date"]
+    return (when, machine_key(data["machine"]), str(sorted(data["plan"].items())))
+
+
+def _facts(rows: Sequence[RowSummary]) -> list[str]:
+    first = rows[0].data
+    facts, plan = first["machine"], first["plan"]
+    dates = sorted({row.data["machine"]["date"] for row in rows})
+    versions = {
+        name: found["version"]
+        for row in rows
+        for name, found in row.data["loops"].items()
+        if "version" in found
+    }
+    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     lines = [
-        f"- {facts['date']}, {facts['kernel']}, {facts['cpus']} x {facts['cpu']}"
+        when
+        + (f", commit {first['commit']}" if first["commit"] else "")
+        + f", {facts['kernel']}, {facts['cpus']} x {facts['cpu']}"
         + (f", governor {facts['governor']}" if facts["governor"] else "")
         + f", load {facts['load']} at the start",
-        f"- {facts['python']} ({facts['python_build']}"
+        f"{facts['python']} ({facts['python_build']}"
         + (", optimised build" if facts["optimised"] else "")
         + f"), {facts['openssl']}",
-        f"- {versions}",
+        ", ".join(f"{name} {version}" for name, version in versions.items()),
     ]
-    if data.get("libraries"):
-        lines.append("- " + ", ".join(f"{k} {v}" for k, v in data["libraries"].items()))
+    if first.get("libraries"):
+        lines.append(", ".join(f"{k} {v}" for k, v in first["libraries"].items()))
     if facts["environment"]:
-        lines.append("- " + ", ".join(f"{k}={v}" for k, v in facts["environment"].items()))
+        lines.append(", ".join(f"{k}={v}" for k, v in facts["environment"].items()))
     cold = ", cold malloc" if plan.get("cold_malloc") else ""
-    lines.append(f"- rounds: {plan['rounds']}, {plan['seconds']:g} s a cell, interleaved{cold}")
-    return "\n".join(lines)
+    seconds = plan.get("served_seconds", plan.get("seconds"))
+    alone = plan.get("repeated_seconds", seconds)
+    other = f", {alone:g} s one without a server" if alone != seconds else ""
+    lines.append(f"rounds: {plan['rounds']}, interleaved, {seconds:g} s a cell{other}{cold}")
+    return lines
 
 
-def _subject_table(summary: Summary) -> str:
-    with_floor = FLOOR in summary.loops
-    table: Table = [["row", SUBJECT, f"x {BASE}", "best rival", "x best rival"]]
+# ---- tables -------------------------------------------------------------------------------------
+
+
+def subject_table(rows: Sequence[RowSummary]) -> str:
+    """Ours against the best rival, row by row."""
+    own = [row for row in rows if SUBJECT in row.loops]
+    if not own:
+        return ""
+    with_floor = any(FLOOR in row.loops for row in own)
+    table: Table = [["row", "figure", SUBJECT, f"x {BASE}", "best rival", "x best rival"]]
     if with_floor:
         table[0].append("CPU x floor")
-    for row in summary.rows:
-        rival = summary.best_rival(row)
+    for row in own:
         line = [
-            f"`{row}`",
-            _missing(summary, row, SUBJECT) or _short(summary.median(row, SUBJECT)),
-            _times(summary.ratio(row, SUBJECT, BASE)),
-            rival or "-",
-            _times(summary.ratio(row, SUBJECT, rival) if rival else None),
+            f"`{row.name}`",
+            row.measure.unit,
+            _missing(row, SUBJECT) or short(row.median(SUBJECT)),
+            times(row.ratio(SUBJECT, BASE)),
+            row.best_rival() or "-",
+            times(row.against_best()),
         ]
         if with_floor:
-            line.append(_times(summary.ratio(row, SUBJECT, FLOOR, "cpu_us")))
+            line.append(times(row.quotient(SUBJECT, FLOOR, "cpu_us")))
         table.append(line)
-    return _render(table)
+    return render(table)
 
 
-def _matrix(summary: Summary, text: Callable[[str, str], str]) -> str:
-    table: Table = [["row", *summary.loops]]
-    for row in summary.rows:
-        table.append([f"`{row}`", *(text(row, name) for name in summary.loops)])
-    return _render(table)
+def lost_table(rows: Sequence[RowSummary]) -> str:
+    """The rows in which a rival was ahead, the worst first; empty when there is none."""
+    found = [(ratio, row) for row in rows if (ratio := row.against_best()) and ratio < 1]
+    table: Table = [["row", "rival ahead", f"{SUBJECT} / rival"]]
+    for ratio, row in sorted(found, key=lambda pair: pair[0]):
+        table.append([f"`{row.name}`", row.best_rival() or "-", times(ratio)])
+    return render(table) if found else ""
 
 
-def _rate_text(summary: Summary, row: str, name: str) -> str:
-    missing = _missing(summary, row, name)
+def _matrix(rows: Sequence[RowSummary], text: Callable[[RowSummary, str], str]) -> str:
+    """A table of these rows by loop, without those of which nothing can be said."""
+    order = [FLOOR, *(name for row in rows for name in row.data["loops"])]
+    present = {name for row in rows for name in row.loops}
+    names = [name for name in dict.fromkeys(order) if name in present]
+    lines = [[f"`{row.name}`", *(text(row, name) for name in names)] for row in rows]
+    lines = [line for line in lines if any(cell not in ("-", "FAILED") for cell in line[1:])]
+    return render([["row", *names], *lines]) if lines else ""
+
+
+def _figure_text(row: RowSummary, name: str) -> str:
+    missing = _missing(row, name)
     if missing:
         return missing
-    text = _short(summary.median(row, name))
-    if len(summary.cells(row, name)) > 1:
-        text += f" ±{summary.spread(row, name):.0%}"
-    ratio = summary.ratio(row, name, BASE)
+    text = short(row.median(name))
+    if len(row.values(name)) > 1:
+        text += f" ±{row.spread(name):.0%}"
+    ratio = row.ratio(name, BASE)
     if ratio is not None and name not in (BASE, FLOOR):
-        text += f", {_times(ratio)}"
-    entrants = [other for other in summary.loops if other != FLOOR]
-    best = max(entrants, key=lambda other: summary.median(row, other) or 0.0)
-    return f"**{text}**" if name == best else text
+        text += f", {times(ratio)}"
+    return f"**{text}**" if name == row.ranked()[0] else text
 
 
-def _cpu_text(summary: Summary, row: str, name: str) -> str:
-    cpu = summary.median(row, name, "cpu_us")
+def _cpu_text(row: RowSummary, name: str) -> str:
+    cpu = row.median(name, "cpu_us")
     if cpu is None:
-        return _missing(summary, row, name) or "-"
-    if summary.data["kind"] != "servers":
-        return f"{cpu * 1000:.0f}"
-    ratio = summary.ratio(row, name, FLOOR, "cpu_us")
-    return f"{cpu:.1f}" + (f", {_times(ratio)}" if ratio and name != FLOOR else "")
+        return _missing(row, name) or "-"
+    ratio = row.quotient(name, FLOOR, "cpu_us") if name != FLOOR else None
+    return f"{cpu:.3g}" + (f", {times(ratio)}" if ratio else "")
 
 
-def _latency_text(summary: Summary, row: str, name: str) -> str:
-    missing = _missing(summary, row, name)
-    if missing:
-        return missing
+def _latency_text(row: RowSummary, name: str) -> str:
+    missing = _missing(row, name)
+    if missing or not isinstance(row.row.run, Served):
+        return missing or "-"
     fields = ("p50_us", "p99_us", "p999_us")
-    return " / ".join(f"{summary.median(row, name, field) or 0:.0f}" for field in fields)
+    return " / ".join(f"{row.median(name, field) or 0:.0f}" for field in fields)
 
 
-def _missing(summary: Summary, row: str, name: str) -> str | None:
-    if (row, name) in summary.failures:
+def _counts_text(row: RowSummary, name: str) -> str:
+    found = row.data["counts"].get(name)
+    if not found:
+        return "-"
+    instructions, calls = found.get("instructions"), found.get("syscalls")
+    return f"{short(instructions)} / " + ("-" if calls is None else f"{calls:.2f}")
+
+
+def _missing(row: RowSummary, name: str) -> str | None:
+    if name in row.failures:
         return "FAILED"
-    return None if summary.cells(row, name) else "-"
+    return None if row.values(name) else "-"
 
 
-def _notes(summary: Summary) -> list[str]:
-    notes = [
-        f"{name} did not take part: {found['reason']}."
-        for name, found in summary.data["loops"].items()
+# ---- what the reader must be told ---------------------------------------------------------------
+
+
+def all_notes(rows: Sequence[RowSummary]) -> list[str]:
+    """Who stayed away, what failed, what moved, what was disturbed."""
+    notes = _absent(rows)
+    for row in rows:
+        notes += [f"`{row.name}`, {name}: {why}." for name, why in row.failures.items()]
+        notes += [*_moved(row), *_client_bound(row), *_disturbed(row), *_other_rivals(row)]
+        if row.data.get("rate"):
+            notes.append(f"`{row.name}`: {row.data['rate']} requests/s, {row.data['rate_is']}.")
+    return notes
+
+
+def _absent(rows: Sequence[RowSummary]) -> list[str]:
+    reasons = {
+        (name, found["reason"]): None
+        for row in rows
+        for name, found in row.data["loops"].items()
         if "reason" in found
-    ]
-    notes += [f"`{row}`, {name}: {reason}." for (row, name), reason in summary.failures.items()]
-    notes += summary.control_notes
-    notes += _client_bound(summary)
-    notes += _disturbed(summary)
-    return notes
+    }
+    return [f"{name} did not take part: {reason}." for name, reason in reasons]
 
 
-def _client_bound(summary: Summary) -> list[str]:
+def _moved(row: RowSummary) -> list[str]:
+    if not row.moved:
+        return []
+    listed = ", ".join(f"{move:+.0%} in round {n + 1}" for n, move in sorted(row.moved.items()))
+    verdict = "left out" if row.void else "kept: too few rounds would remain"
+    again = row.data.get("made_again", 0)
+    more = f", {again} made again" if again else ""
+    return [f"`{row.name}`: {CONTROL} moved by {listed} ({verdict}{more})."]
+
+
+def _client_bound(row: RowSummary) -> list[str]:
     """Rows where the client, not the server, was the limit: only CPU per request counts there."""
-    notes = []
-    for row in summary.rows:
-        bound = [
-            name
-            for name in summary.loops
-            if (summary.median(row, name, "client_busy") or 0) > 0.95
-            and (summary.median(row, name, "server_busy") or 1) < 0.95
-        ]
-        if bound:
-            notes.append(f"`{row}`: the load generator's core was full before {_list(bound)}'s.")
-    return notes
+    bound = [
+        name
+        for name in row.loops
+        if row.measure != P99  # An open loop's client never rests.
+        and (row.median(name, "client_busy") or 0) > 0.95
+        and (row.median(name, "server_busy") or 1) < 0.95
+    ]
+    if not bound:
+        return []
+    return [f"`{row.name}`: the load generator's core was full before {_list(bound)}'s."]
 
 
-def _disturbed(summary: Summary) -> list[str]:
+def _disturbed(row: RowSummary) -> list[str]:
     """Rows during which other programs had a say."""
-    notes = []
-    for row in summary.rows:
-        shares = [
-            cell["others_busy"]
-            for name in summary.loops
-            for cell in summary.cells(row, name).values()
-            if "others_busy" in cell
-        ]
-        if shares and statistics.median(shares) > BUSY_LIMIT:
-            share = statistics.median(shares)
-            notes.append(f"`{row}`: other programs used {share:.0%} of a core meanwhile.")
-    return notes
+    shares = [
+        cell["others_busy"]
+        for name in row.loops
+        for cell in row.cells(name).values()
+        if "others_busy" in cell
+    ]
+    if not shares or statistics.median(shares) <= BUSY_LIMIT:
+        return []
+    return [f"`{row.name}`: other programs used {statistics.median(shares):.0%} of a core."]
+
+
+def _other_rivals(row: RowSummary) -> list[str]:
+    """Where a run of everything has found other best rivals than those the short run takes."""
+    best = [name for name in row.rivals() if name not in (CONTROL, BASE)][:2]
+    if row.data["plan"].get("set") != "full" or not row.row.in_bench:
+        return []
+    if len(best) < 2 or set(best) == set(row.row.rivals):
+        return []
+    return [f"`{row.name}`: the best two rivals are {_list(best)}; catalogue.py says others."]
+
+
+# ---- text ---------------------------------------------------------------------------------------
 
 
 def _list(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _times(ratio: float | None) -> str:
+def times(ratio: float | None) -> str:
     return "-" if ratio is None else f"{ratio:.2f}x"
 
 
-def _short(value: float | None) -> str:
+def short(value: float | None) -> str:
+    """Three digits and a letter for the size."""
     if value is None:
         return "-"
     for limit, unit in ((1e6, "M"), (1e3, "k")):
@@ -277,7 +390,8 @@ def _short(value: float | None) -> str:
     return f"{value:.3g}"
 
 
-def _render(table: Table) -> str:
+def render(table: Table) -> str:
+    """A Markdown table whose columns line up in the source, too."""
     widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
     lines = [
         "| "

@@ -1,325 +1,239 @@
-"""Echo and web servers on every loop, interleaved, each cell a fresh server on a core of its own.
+"""Every loop against every other: the rows of catalogue.py, interleaved, each cell a fresh process.
 
-    python benchmarks/run.py                        the whole comparison
-    python benchmarks/run.py --quick                a smoke test, about two minutes
-    python benchmarks/run.py --rows 'proto-1k-*,uvicorn-64' --loops uvloop,cpploop --rounds 7
+    python benchmarks/run.py                        asyncio, uvloop, cpploop, each row's best rivals
+    python benchmarks/run.py --set full             every row and loop; goes on where it was stopped
+    python benchmarks/run.py --set row --rows NAME  one row, every loop, anew
+    python benchmarks/run.py --set quick            a smoke test, about a minute
+    python benchmarks/run.py --plan                 what would run, and for how long
+    python benchmarks/run.py --counts               instructions and system calls per request
     python benchmarks/run.py --list
 
 Run it with the Python of an environment made by benchmarks/setup.sh. The tables go to stdout as
-Markdown, everything measured into a JSON file under benchmarks/results/. The exit status is 1 when
-cpploop failed a row or any loop sent a wrong byte.
+Markdown, everything measured into one JSON file a row under benchmarks/results/. The exit status is
+1 when cpploop failed a row or any loop sent a wrong byte.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.metadata
-import json
-import os
-import select
-import signal
-import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+import catalogue
+import counts
 import harness
+import in_process
 import loops
 import report
+import store
+from catalogue import FAMILIES, ROWS, Probed, Repeated, Row, Served
+from loops import BASE, CONTROL, FLOOR, SUBJECT
+from rounds import SETTINGS, Settings, choose, expected_seconds, missing_rounds, rotated
+from served import Cores, ServedCells
 
-START_SECONDS = 20.0
-STOP_SECONDS = 3.0
-SIZES = {"1k": 1024, "100k": 100 * 1024}
-TLS_SIZES = {"1k": 1024, "16k": 16 * 1024, "100k": 100 * 1024}
-CONNECTIONS = (1, 8, 64)
-STREAM_MODES = ("proto", "buffered", "streams")
-ECHO_MODES = (*STREAM_MODES, "sock")
-WEB_SERVERS = {"uvicorn": "asgi.py", "aiohttp": "aioweb.py"}
 WEB_LIBRARIES = ("uvicorn", "httptools", "aiohttp")
-HELLO = 13  # Bytes of "Hello, world!", the answer of everybody's plain-text benchmark.
+Probes = dict[str, dict[str, str]]
 
 
-@dataclass(frozen=True)
-class Row:
-    """What is served and how it is loaded."""
+@dataclass
+class RowRun:
+    """A row, who takes part, and what has been measured so far."""
 
-    name: str
-    server: tuple[str, ...]  # The script under servers/ and its arguments.
-    load: tuple[str, ...]  # The load generator's arguments.
-    unix: bool = False
-    tls: bool = False
-    has_floor: bool = False
-
-
-def all_rows() -> dict[str, Row]:
-    """Every row there is, in the order of the tables."""
-    rows = []
-    for suffix in ("", "-unix"):
-        for mode in ECHO_MODES:
-            for size in SIZES:
-                rows += [_echo_row(mode, size, count, suffix) for count in CONNECTIONS]
-    for name in WEB_SERVERS:
-        for kind, path, body in (
-            ("", f"/bytes/{HELLO}", HELLO),
-            ("-100k", f"/bytes/{SIZES['100k']}", SIZES["100k"]),
-            ("-chunked", f"/chunked/{SIZES['1k']}", SIZES["1k"]),
-        ):
-            rows += [_web_row(name, kind, path, body, count) for count in CONNECTIONS]
-    rows += _tls_rows()
-    return {row.name: row for row in rows}
-
-
-def _echo_row(mode: str, size: str, connections: int, suffix: str) -> Row:
-    load = ("--mode", "echo", "--size", str(SIZES[size]), "--connections", str(connections))
-    name = f"{mode}-{size}-{connections}{suffix}"
-    return Row(name, ("echo.py", mode), load, unix=bool(suffix), has_floor=True)
-
-
-def _web_row(name: str, kind: str, path: str, body: int, connections: int) -> Row:
-    load = ("--mode", "http", "--path", path, "--body-size", str(body))
-    count = ("--connections", str(connections))
-    return Row(f"{name}{kind}-{connections}", (WEB_SERVERS[name],), load + count)
-
-
-def _tls_rows() -> list[Row]:
-    rows = []
-    for mode in STREAM_MODES:
-        for size, number in TLS_SIZES.items():
-            for count in CONNECTIONS:
-                load = ("--mode", "echo", "--size", str(number), "--connections", str(count))
-                name = f"tls-{mode}-{size}-{count}"
-                rows.append(Row(name, ("echo.py", mode), (*load, "--tls", "1"), tls=True))
-    for name, resume in (("full", "0"), ("resumed", "1")):
-        load = ("--mode", "handshake", "--connections", "8", "--resume", resume)
-        rows.append(Row(f"tls-handshake-{name}", ("echo.py", "proto"), load, tls=True))
-    for name in WEB_SERVERS:
-        row = _web_row(name, "-tls", f"/bytes/{HELLO}", HELLO, 64)
-        rows.append(Row(row.name, row.server, (*row.load, "--tls", "1"), tls=True))
-    return rows
-
-
-ROWS = all_rows()
-GROUPS = {
-    "default": [
-        *(name for name in ROWS if name.startswith(STREAM_MODES) and not name.endswith("-unix")),
-        "uvicorn-64",
-        "aiohttp-64",
-    ],
-    "quick": ["proto-1k-1", "proto-1k-64", "proto-100k-8", "streams-1k-8", "uvicorn-64"],
-    "tls": [name for name, row in ROWS.items() if row.tls],
-    "all": list(ROWS),
-}
-
-
-class ServerFailed(Exception):
-    """The server did not start; the message says what it wrote last."""
-
-
-class Server:
-    """A server process on its core, from "ready" to its last resource figures."""
-
-    def __init__(self, command: list[str], cpu: int, place: list[str]) -> None:
-        self._errors = tempfile.TemporaryFile("w+")
-        self._process = subprocess.Popen(
-            [*command, *place],
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            env=harness.child_environment(),
-            preexec_fn=harness.pin(cpu),
-        )
-        self.peak_rss_kib = 0
-        self.cpu_seconds = 0.0
+    row: Row
+    loops: list[str]
+    results: store.RowResults
 
     @property
-    def pid(self) -> int:
-        return self._process.pid
+    def control_field(self) -> str:
+        return self.row.measure.control_field or self.row.measure.field
 
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stop()
-
-    def wait_ready(self) -> dict[str, Any]:
-        """The server's own line about itself."""
-        assert self._process.stdout is not None
-        readable, _, _ = select.select([self._process.stdout], [], [], START_SECONDS)
-        line = self._process.stdout.readline() if readable else b""
-        try:
-            answer: dict[str, Any] = json.loads(line)
-        except json.JSONDecodeError:
-            raise ServerFailed(f"the server does not start: {self.last_words()}") from None
-        return answer
-
-    def last_words(self) -> str:
-        """The last line the server wrote to stderr."""
-        self._errors.seek(0)
-        return harness.last_line(self._errors.read())
-
-    def _stop(self) -> None:
-        """End it and collect what wait4 knows: the whole life's CPU time and the peak of memory."""
-        # By the number: terminate() would collect a server that has died at its start.
-        os.kill(self.pid, signal.SIGTERM)
-        deadline = time.monotonic() + STOP_SECONDS
-        killed = False
-        while True:
-            pid, status, usage = os.wait4(self.pid, 0 if killed else os.WNOHANG)
-            if pid:
-                break
-            if time.monotonic() > deadline:
-                self._process.kill()
-                killed = True
-            time.sleep(0.01)
-        self._process.returncode = os.waitstatus_to_exitcode(status)
-        self.peak_rss_kib = usage.ru_maxrss
-        self.cpu_seconds = usage.ru_utime + usage.ru_stime
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+    def missing(self, settings: Settings) -> int:
+        control = self.results.values(CONTROL, self.control_field)
+        return missing_rounds(control, self.results.rounds_made, settings)
 
 
-class Bench:
-    """One comparison: which rows, which loops, and where the programs are."""
+class Runner:
+    """Fills the rows of a run, one round of one row after the other."""
 
-    def __init__(self, options: argparse.Namespace, tools: Path) -> None:
-        self.options = options
-        self.tools = tools
-        self._folder = tempfile.TemporaryDirectory(prefix="cpploop-bench-")
-        self._certificate: Path | None = None
+    def __init__(self, options: argparse.Namespace, settings: Settings, cells: ServedCells) -> None:
+        self._options = options
+        self._settings = settings
+        self._cells = cells
 
-    def certificate(self) -> Path:
-        """Made when the first row asks for it, because only TLS needs the openssl program."""
-        if self._certificate is None:
-            self._certificate = harness.make_certificate(Path(self._folder.name))
-        return self._certificate
+    def run(self, runs: Sequence[RowRun]) -> None:
+        """Rounds over all rows first, so that a row's rounds lie far apart; then those again."""
+        while any(run.missing(self._settings) for run in runs):
+            for index, run in enumerate(runs):
+                if run.missing(self._settings):
+                    self._round(run, index)
 
-    def cell(self, row: Row, name: str) -> dict[str, Any]:
-        """Measure one cell; {"error": ...} when the figures would not be worth having."""
-        with tempfile.TemporaryDirectory(prefix="cpploop-bench-") as folder:
-            unix = f"{folder}/socket" if row.unix else None
-            place = ["--unix", unix] if unix else ["--port", "0"]
-            if row.tls:
-                place += ["--tls", str(self.certificate())]
-            server = Server(self._server_command(row, name), self.options.server_cpu, place)
-            try:
-                with server:
-                    ready = server.wait_ready()
-                    where = ["--unix", unix] if unix else ["--port", str(ready["port"])]
-                    result = self._load(row, server.pid, where)
-            except ServerFailed as error:
-                return {"error": str(error), "fatal": True}
-        if result.get("errors", 1):
-            words = server.last_words()
-            reason = result.get("error", "the load generator gave no answer")
-            return {"error": reason + ("" if words == "no message" else f" (server: {words})")}
-        return self._derive(result, server, ready)
+    def _round(self, run: RowRun, index: int) -> None:
+        number = run.results.rounds_made
+        cells = []
+        for name in rotated(run.loops, number, index):
+            if run.results.failed(name):
+                cell: store.Cell = {"error": "not tried again"}
+            else:
+                harness.wait_until_idle(self._options.wait_idle)
+                cell = self._cell(run, name)
+                harness.note(f"{number + 1}  {run.row.name:22} {name:20} {_cell_text(run, cell)}")
+            cells.append({"row": run.row.name, "loop": name, "round": number, **cell})
+        run.results.add_round(cells, CONTROL, run.control_field)
 
-    def _server_command(self, row: Row, name: str) -> list[str]:
-        if name == harness.FLOOR:
-            return [str(self.tools / "floor_server")]
-        script, *arguments = row.server
-        return [
-            sys.executable,
-            str(harness.HERE / "servers" / script),
-            *arguments,
-            *("--loop", name),
-            *(["--cold-malloc"] if self.options.cold_malloc else []),
-        ]
+    def _cell(self, run: RowRun, name: str) -> store.Cell:
+        settings = self._settings
+        match run.row.run:
+            case Served() as served:
+                rate = self._rate(run, served)
+                return self._cells.measure(
+                    served, name, settings.served_seconds, settings.warmup, rate
+                )
+            case Repeated() | Probed() as process:
+                seconds = settings.repeated_seconds
+                return in_process.cell(process, name, seconds, self._options.server_cpu)
 
-    def _load(self, row: Row, server_pid: int, where: list[str]) -> dict[str, Any]:
-        options = self.options
-        command = [
-            str(self.tools / "loadgen"),
-            *row.load,
-            *where,
-            *("--seconds", str(options.seconds), "--warmup", str(options.warmup)),
-            *("--server-pid", str(server_pid)),
-        ]
-        try:
-            done = subprocess.run(
-                command,
-                capture_output=True,
-                preexec_fn=harness.pin(options.client_cpu),
-                timeout=options.seconds + options.warmup + 30,
-                check=False,
-            )
-            result: dict[str, Any] = json.loads(done.stdout)
-        except subprocess.TimeoutExpired:
-            return {"error": "the load generator hangs"}
-        except json.JSONDecodeError:
-            return {"error": f"load generator: {harness.last_line(done.stderr.decode())}"}
-        return result
+    def _rate(self, run: RowRun, served: Served) -> float | None:
+        """Requests per second of an open loop: the same for all, measured once for the row."""
+        if served.load_share is None:
+            return None
+        data = run.results.data
+        if "rate" not in data:
+            base = BASE if BASE in run.loops else CONTROL
+            settings = self._settings
+            full = self._cells.measure(served, base, settings.served_seconds, settings.warmup)
+            if "error" in full:
+                raise SystemExit(f"{run.row.name}: {base} cannot be measured: {full['error']}")
+            data["rate"] = round(full["value"] * served.load_share)
+            data["rate_is"] = f"{served.load_share:.0%} of what {base} did with a closed loop"
+            harness.note(f"   {run.row.name}: {data['rate']} requests/s, {data['rate_is']}")
+        rate: float = data["rate"]
+        return rate
 
-    @staticmethod
-    def _derive(result: dict[str, Any], server: Server, ready: dict[str, Any]) -> dict[str, Any]:
-        seconds, cpu = result["seconds"], result["server_cpu_seconds"]
-        return {
-            "value": result["rps"],
-            "cpu_us": cpu / max(result["requests"], 1) * 1e6,
-            "server_busy": cpu / seconds,
-            "client_busy": result["client_cpu_seconds"] / seconds,
-            "others_busy": result["other_cpu_seconds"] / seconds,
-            "peak_rss_kib": server.peak_rss_kib,
-            "life_cpu_seconds": server.cpu_seconds,
-            "loop_type": ready["loop"],
-            **result,
-        }
+
+def _cell_text(run: RowRun, cell: store.Cell) -> str:
+    if "error" in cell:
+        return f"FAILED: {cell['error']}"
+    measure = run.row.measure
+    text = f"{cell[measure.field]:12.5g} {measure.unit}"
+    if "cpu_us" in cell:
+        text += f"  {cell['cpu_us']:7.2f} us CPU"
+    if cell.get("others_busy", 0) > harness.BUSY_LIMIT:
+        text += f"  (others used {cell['others_busy']:.0%} of a core)"
+    return text
+
+
+# ---- what is to be done -------------------------------------------------------------------------
 
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    harness.add_common_options(parser, rounds=5, seconds=3.0)
-    parser.add_argument("--warmup", type=float, default=0.5, help="seconds before the window")
-    parser.add_argument("--client-cpu", type=int, default=1)
-    parser.add_argument(
-        "--cold-malloc", action="store_true", help="do not settle malloc first (see README.md)"
+    add = parser.add_argument
+    add("--set", choices=sorted(SETTINGS), default="bench", help="how long, and who takes part")
+    add("--rows", help="names, globs, families or groups (see --list), comma-separated")
+    add("--loops", help="names or globs, comma-separated")
+    add("--rounds", type=int)
+    add("--seconds", type=float, help="measured, per cell")
+    add("--warmup", type=float, help="before that, where a server is measured")
+    add("--again", action="store_true", help="measure also what is in the results already")
+    add("--plan", action="store_true", help="print what would run and for how long, and stop")
+    add("--counts", action="store_true", help="count instructions and system calls instead")
+    add("--list", action="store_true", help="print the rows and loops, and stop")
+    add("--results", type=Path, metavar="DIR", help="default: results/COMMIT-MACHINE/SET")
+    add("--report", type=Path, nargs="+", metavar="PATH", help="only print the tables of results")
+    add("--markdown", type=Path, metavar="FILE", help="write the tables there too")
+    add("--server-cpu", type=int, default=0)
+    add("--client-cpu", type=int, default=1)
+    add("--wait-idle", type=float, default=0.0, metavar="SECONDS", help="let others finish first")
+    add("--cold-malloc", action="store_true", help="do not settle malloc first (see README.md)")
+    add("--tools", type=Path, help="a folder with loadgen and floor_server")
+    add("--build-dir", type=Path, default=harness.HERE / "build")
+    return parser.parse_args()
+
+
+def settings_of(options: argparse.Namespace) -> Settings:
+    """The set's settings with what the options say otherwise."""
+    settings = SETTINGS[options.set]
+    changes: dict[str, Any] = {}
+    if options.rounds is not None:
+        changes["rounds"] = options.rounds
+    if options.seconds is not None:
+        changes["served_seconds"] = changes["repeated_seconds"] = options.seconds
+    if options.warmup is not None:
+        changes["warmup"] = options.warmup
+    return dataclasses.replace(settings, **changes)
+
+
+def rows_of(options: argparse.Namespace) -> list[Row]:
+    groups = {"full": "all", "counts": "counted", "quick": "quick"}
+    usual = groups.get("counts" if options.counts else options.set, "bench")
+    return [ROWS[name] for name in choose(options.rows or usual, list(ROWS), catalogue.GROUPS)]
+
+
+def loops_of(row: Row, options: argparse.Namespace) -> list[str]:
+    """The loops that are asked for and can run the row."""
+    names = [FLOOR, *loops.LOOPS]
+    if options.loops:
+        names = choose(options.loops, names, {})
+    elif options.set in ("bench", "quick"):
+        wanted = catalogue.best_known(row)
+        names = [name for name in names if name in wanted]
+    return [
+        name
+        for name in names
+        if row.can_run(name, name in loops.LOOPS and loops.LOOPS[name].addon is not None)
+    ]
+
+
+def planned(options: argparse.Namespace) -> list[tuple[Row, list[str]]]:
+    return [(row, names) for row in rows_of(options) if (names := loops_of(row, options))]
+
+
+def plan_text(rows: Sequence[tuple[Row, Sequence[str]]], settings: Settings) -> str:
+    """What runs, family by family, and about how long that takes."""
+    lines = []
+    for family, title in FAMILIES.items():
+        own = [(row, names) for row, names in rows if row.family == family]
+        if not own:
+            continue
+        minutes = sum(expected_seconds(row, len(names), settings) for row, names in own) / 60
+        lines.append(f"{title}: {minutes:.1f} minutes")
+        lines += [f"  {row.name:24} {' '.join(names)}" for row, names in own]
+    minutes = sum(expected_seconds(row, len(names), settings) for row, names in rows) / 60
+    worst = minutes * (settings.rounds + settings.again) / settings.rounds
+    cells = sum(len(names) for _, names in rows) * settings.rounds
+    lines.append(
+        f"{len(rows)} rows, {cells} cells in {settings.rounds} rounds: "
+        f"about {minutes:.0f} minutes, {worst:.0f} if the control of every row moves"
     )
-    parser.add_argument("--tools", type=Path, help="a folder with loadgen and floor_server")
-    parser.add_argument("--build-dir", type=Path, default=harness.HERE / "build")
-    options = parser.parse_args()
-    if options.quick:
-        options.rounds, options.seconds, options.warmup = 2, 1.0, 0.2
-        if options.rows == "default":
-            options.rows = "quick"
-        if options.loops == "*":
-            options.loops = "floor,asyncio,uvloop,zuvloop,cpploop"
-    return options
+    return "\n".join(lines)
 
 
-def plan(options: argparse.Namespace) -> harness.Results:
-    """The results file to fill: a new one, or the one to resume with its own settings."""
-    if options.resume:
-        results = harness.Results.load(options.resume)
-        for name, value in results.data["plan"].items():
-            setattr(options, name, value)
-        return results
-    names = harness.choose(options.loops, [harness.FLOOR, *loops.LOOPS], {})
-    found = harness.probe_loops(name for name in names if name != harness.FLOOR)
-    facts = {
-        "unit": "request",
+def facts_of(options: argparse.Namespace, settings: Settings, found: Probes) -> dict[str, Any]:
+    """What every row's file says beside its cells."""
+    return {
+        "commit": store.commit(),
+        "machine": harness.machine(),
         "plan": {
-            "rounds": options.rounds,
-            "seconds": options.seconds,
-            "warmup": options.warmup,
+            "set": settings.name,
+            "rounds": settings.rounds,
+            "served_seconds": settings.served_seconds,
+            "repeated_seconds": settings.repeated_seconds,
+            "warmup": settings.warmup,
             "server_cpu": options.server_cpu,
             "client_cpu": options.client_cpu,
             "cold_malloc": options.cold_malloc,
         },
-        "rows": harness.choose(options.rows, list(ROWS), GROUPS),
-        "loops": {name: found.get(name, {"version": "(bare C++ server)"}) for name in names},
         "libraries": _library_versions(),
+        "loops": found,
     }
-    return harness.Results.start(options.json, "servers", facts)
 
 
 def _library_versions() -> dict[str, str]:
@@ -332,69 +246,84 @@ def _library_versions() -> dict[str, str]:
     return versions
 
 
-def measure(options: argparse.Namespace, results: harness.Results) -> None:
-    """Fill every cell that is not there yet."""
-    data = results.data
-    names = [name for name, found in data["loops"].items() if "version" in found]
-    for name, found in data["loops"].items():
-        if "reason" in found:
-            harness.note(f"{name} does not take part: {found['reason']}")
-    cells = [
-        (number, row, name)
-        for number, row, name in harness.interleave(data["rows"], names, options.rounds)
-        if (name != harness.FLOOR or ROWS[row].has_floor) and not results.has(row, name, number)
-    ]
-    minutes = len(cells) * (options.seconds + options.warmup + 0.6) / 60
-    harness.note(f"{len(cells)} cells, about {minutes:.0f} minutes, into {results.path.name}")
-    bench = Bench(options, options.tools or harness.build_tools(options.build_dir))
-    given_up: set[tuple[str, str]] = set()
-    for number, row, name in cells:
-        if (row, name) in given_up:
-            continue
-        harness.wait_until_idle(options.wait_idle)
-        cell = bench.cell(ROWS[row], name)
-        if cell.pop("fatal", False):
-            given_up.add((row, name))
-        results.add({"row": row, "loop": name, "round": number, **cell})
-        harness.note(f"{number + 1}  {row:20} {name:20} {_cell_text(cell)}")
+def prepare(
+    options: argparse.Namespace, settings: Settings, rows: Sequence[tuple[Row, list[str]]]
+) -> list[RowRun]:
+    """Ask the loops who is here, and look what is stored already."""
+    asked = {name: None for _, names in rows for name in names if name != FLOOR}
+    found: Probes = {FLOOR: {"version": "(bare C++ server)"}, **harness.probe_loops(asked)}
+    for name, answer in found.items():
+        if "reason" in answer:
+            harness.note(f"{name} does not take part: {answer['reason']}")
+    facts = facts_of(options, settings, found)
+    own = [options.loops, options.rounds, options.seconds, options.warmup, options.cold_malloc]
+    changed = repr(own) if any(own) else ""
+    folder = options.results or store.folder_for(
+        facts["commit"], facts["machine"], settings.name, changed
+    )
+    harness.note(f"results are in {folder}")
+    again = options.again or options.set in ("row", "quick")
+    open_row = store.RowResults.start if again else store.RowResults.resume
+    runs = []
+    for row, names in rows:
+        row_facts = facts | {"loops": {name: found[name] for name in names}}
+        here = [name for name in names if "version" in found[name]]
+        runs.append(RowRun(row, here, open_row(folder, row.name, row_facts)))
+    return [run for run in runs if run.loops]
 
 
-def _cell_text(cell: dict[str, Any]) -> str:
-    if "error" in cell:
-        return f"FAILED: {cell['error']}"
-    text = f"{cell['value']:10.0f}/s  {cell['cpu_us']:7.1f} us CPU  p99 {cell['p99_us']:6.0f} us"
-    if cell["others_busy"] > harness.BUSY_LIMIT:
-        text += f"  (others used {cell['others_busy']:.0%} of a core)"
-    return text
-
-
-def exit_status(data: dict[str, Any]) -> int:
+def exit_status(data: Sequence[dict[str, Any]]) -> int:
     """1 for figures that must not be shown to anybody."""
-    errors = [cell for cell in data["cells"] if "error" in cell]
-    ours = any(cell["loop"] == report.SUBJECT for cell in errors)
+    errors = [cell for row in data for cell in row["cells"] if "error" in cell]
+    ours = any(cell["loop"] == SUBJECT for cell in errors)
     wrong = any(cell["error"].startswith("wrong bytes") for cell in errors)
     return 1 if ours or wrong else 0
+
+
+def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Do what the options ask for; the rows, measured or kept."""
+    settings = settings_of(options)
+    runs = prepare(options, settings, planned(options))
+    tools = options.tools or harness.build_tools(options.build_dir)
+    cells = ServedCells(tools, Cores(options.server_cpu, options.client_cpu), options.cold_malloc)
+    if options.counts:
+        counts.fill(runs, cells)
+    else:
+        kept = sum(not run.missing(settings) for run in runs)
+        if kept:
+            harness.note(f"{kept} rows are kept from before; --again measures them again")
+        start = time.monotonic()
+        Runner(options, settings, cells).run(runs)
+        harness.note(f"done in {(time.monotonic() - start) / 60:.1f} minutes")
+    return [run.results.data for run in runs]
 
 
 def main() -> int:
     options = parse_options()
     if options.list:
-        for group, members in GROUPS.items():
+        for group, members in catalogue.GROUPS.items():
             print(f"{group}: {' '.join(members)}")
-        print(f"loops: {' '.join([harness.FLOOR, *loops.LOOPS])}")
+        print(f"loops: {' '.join([FLOOR, *loops.LOOPS])}")
+        return 0
+    try:
+        if not options.report:
+            text = plan_text(planned(options), settings_of(options))
+            print(text, file=sys.stdout if options.plan else sys.stderr)
+    except LookupError as error:
+        sys.exit(str(error))
+    if options.plan:
         return 0
     if options.report:
-        results = harness.Results.load(options.report)
+        data = store.read(options.report)
     else:
         harness.end_cleanly_on_sigterm()
         harness.check_cpus(options.server_cpu, options.client_cpu)
-        results = plan(options)
-        measure(options, results)
-    text = report.markdown(results.data)
+        data = measure(options)
+    text = report.markdown(data)
     if options.markdown:
         options.markdown.write_text(text)
     print(text)
-    return exit_status(results.data)
+    return exit_status(data)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,11 @@
-"""Rows of micro.py for the loop's sock_*() methods. Both ends run in one process on one loop."""
+"""Rows for the loop's sock_*() methods. Both ends run in one process on one loop."""
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import struct
-from collections.abc import Awaitable, Callable
 
-Loop = asyncio.AbstractEventLoop
-Batch = Callable[[], Awaitable[int]]
+from in_process import Batch, Loop
 
 
 def connected_pair() -> tuple[socket.socket, socket.socket]:
@@ -103,11 +100,3 @@ def sock_datagrams(loop: Loop) -> Batch:
         return 1000
 
     return batch
-
-
-MAKERS: tuple[Callable[[Loop], Batch], ...] = (
-    sock_ping_pong,
-    sock_ready,
-    sock_connect_accept,
-    sock_datagrams,
-)

@@ -4,6 +4,8 @@ proto     a Protocol whose data_received writes
 buffered  a BufferedProtocol with one buffer per connection
 streams   start_server, StreamReader.read and StreamWriter.write with drain
 sock      loop.sock_recv and loop.sock_sendall, a task per connection
+
+--flood N beside that keeps N callbacks ready at all times: each schedules itself again.
 """
 
 from __future__ import annotations
@@ -116,12 +118,24 @@ async def serve_sock(place: hosting.Place) -> None:
             task.add_done_callback(tasks.discard)
 
 
+def flood(loop: asyncio.AbstractEventLoop, count: int) -> None:
+    """Keep the loop busy with callbacks, so that I/O has to find its turn between them."""
+
+    def again() -> None:
+        loop.call_soon(again)
+
+    for _ in range(count):
+        loop.call_soon(again)
+
+
 def main() -> None:
     parser = hosting.parser()
     parser.add_argument("mode", choices=["proto", "buffered", "streams", "sock"])
+    parser.add_argument("--flood", type=int, default=0, metavar="N", help="callbacks beside it")
     options = parser.parse_args()
 
     async def serve(place: hosting.Place) -> None:
+        flood(asyncio.get_running_loop(), options.flood)
         if options.mode == "proto":
             await serve_protocols(place, EchoProtocol)
         elif options.mode == "buffered":

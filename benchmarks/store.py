@@ -1,0 +1,142 @@
+"""Stored results: one JSON file a row, in a folder for the commit and the machine that made it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rounds import moved_rounds
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+FORMAT = 2
+# What decides about the figures; a changed page or guide does not.
+_MEASURED = ("core", "binding", "python", "cmake", "CMakeLists.txt", "benchmarks")
+
+Cell = dict[str, Any]
+
+
+def commit() -> str:
+    """The commit that is measured, with a mark of what was changed since."""
+
+    def git(*arguments: str) -> str:
+        # Inside a chroot the repository may belong to somebody else.
+        command = ["git", "-c", "safe.directory=*", *arguments]
+        return subprocess.run(
+            command, cwd=HERE.parent, capture_output=True, text=True, check=True
+        ).stdout
+
+    try:
+        head = git("rev-parse", "--short=10", "HEAD").strip()
+        changes = git("diff", "HEAD", "--", *_MEASURED)
+    except (OSError, subprocess.CalledProcessError):
+        return "unversioned"
+    return head + ("+" + hashlib.sha256(changes.encode()).hexdigest()[:6] if changes else "")
+
+
+def machine_key(machine: Mapping[str, Any]) -> str:
+    """A short name for what the figures hang on beside the commit."""
+    names = ("cpu", "cpus", "kernel", "python", "python_build", "environment")
+    parts = [machine[name] for name in names]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
+
+
+def folder_for(measured: str, machine: Mapping[str, Any], kind: str, changed: str) -> Path:
+    """Where a run's rows are kept; one with settings of its own does not overwrite the usual."""
+    own = "-" + hashlib.sha256(changed.encode()).hexdigest()[:6] if changed else ""
+    return RESULTS / f"{measured}-{machine_key(machine)}" / f"{kind}{own}"
+
+
+class RowResults:
+    """The cells of one row. A round is written when all of it is there, so none is ever half."""
+
+    def __init__(self, path: Path, data: dict[str, Any]) -> None:
+        self.path = path
+        self.data = data
+
+    @classmethod
+    def start(cls, folder: Path, row: str, facts: Mapping[str, Any]) -> RowResults:
+        data = {"format": FORMAT, "row": row, **facts, "cells": [], "moved": {}, "counts": {}}
+        return cls(folder / f"{row}.json", data)
+
+    @classmethod
+    def resume(cls, folder: Path, row: str, facts: Mapping[str, Any]) -> RowResults:
+        """What is stored of this row, if it was measured in the same way with the same loops."""
+        path = folder / f"{row}.json"
+        with contextlib.suppress(OSError, json.JSONDecodeError):
+            data = json.loads(path.read_text())
+            same = all(data.get(name) == facts[name] for name in ("plan", "loops"))
+            if data.get("format") == FORMAT and same:
+                return cls(path, data)
+        return cls.start(folder, row, facts)
+
+    @property
+    def rounds_made(self) -> int:
+        """How many rounds are there; they are numbered from 0 without a gap."""
+        return len({cell["round"] for cell in self.data["cells"]})
+
+    def values(self, loop: str, field: str) -> dict[int, float]:
+        """A field of a loop's cells by round, without the failed ones."""
+        return {
+            cell["round"]: cell[field]
+            for cell in self.data["cells"]
+            if cell["loop"] == loop and cell.get(field)
+        }
+
+    def failed(self, loop: str) -> bool:
+        """Whether the loop could not do this row even once."""
+        own = [cell for cell in self.data["cells"] if cell["loop"] == loop]
+        return bool(own) and all("error" in cell for cell in own)
+
+    def add_round(self, cells: Iterable[Cell], control: str, control_field: str) -> None:
+        """Keep a round, and say anew in which rounds the control moved."""
+        self.data["cells"] += cells
+        moved = moved_rounds(self.values(control, control_field))
+        self.data["moved"] = {str(number): round(move, 4) for number, move in moved.items()}
+        self.data["made_again"] = max(0, self.rounds_made - self.data["plan"]["rounds"])
+        self.save()
+
+    def save(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".partial")
+        partial.write_text(json.dumps(self.data, indent=1) + "\n")
+        partial.replace(self.path)
+
+
+def read(paths: Iterable[Path]) -> list[dict[str, Any]]:
+    """Every row of these files and folders. A file of the older kind holds many rows."""
+    rows: list[dict[str, Any]] = []
+    for path in paths:
+        files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
+        for file in files:
+            data = json.loads(file.read_text())
+            rows += [data] if data.get("format") == FORMAT else _rows_of_old(data)
+    return rows
+
+
+def _rows_of_old(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """A file with all rows of a run, as they were written before there was one a row."""
+    from catalogue import ROWS
+
+    rows = []
+    for name in data["rows"]:
+        cells = [cell for cell in data["cells"] if cell["row"] == name]
+        if name not in ROWS or not cells:
+            continue
+        row = {key: data[key] for key in ("machine", "loops")} | {
+            "format": FORMAT,
+            "row": name,
+            "commit": None,
+            "plan": data["plan"] | {"set": "older"},
+            "libraries": data.get("libraries", {}),
+            "cells": cells,
+            "moved": {},
+            "counts": {},
+        }
+        rows.append(row)
+    return rows

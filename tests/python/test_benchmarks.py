@@ -1,0 +1,357 @@
+"""The benchmarks' own arithmetic: a figure is only as good as what was counted into it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+import catalogue
+import counts
+import gate
+import performance_page
+import report
+import rounds
+import run
+import store
+from loops import BASE, CONTROL, FLOOR, LOOPS, SUBJECT
+from rounds import SETTINGS, Settings
+
+MACHINE = {
+    "date": "2026-11-23T00:00:00+00:00",
+    "kernel": "Linux 6.18 x86_64",
+    "cpu": "A processor",
+    "cpus": 2,
+    "governor": None,
+    "load": 0.1,
+    "python": "CPython 3.14.8",
+    "python_build": "GCC 16, GIL",
+    "optimised": True,
+    "openssl": "OpenSSL 3.6",
+    "environment": {},
+}
+PLAN = {"set": "bench", "rounds": 3, "served_seconds": 1.0, "repeated_seconds": 0.3}
+
+
+def facts(*names: str) -> dict[str, Any]:
+    return {
+        "commit": "0123456789",
+        "machine": MACHINE,
+        "plan": PLAN,
+        "libraries": {},
+        "loops": {name: {"version": "1"} for name in names},
+    }
+
+
+def results(row: str, values: dict[str, list[float]], field: str = "value") -> dict[str, Any]:
+    """A stored row with these figures by loop and round."""
+    cells = [
+        {"row": row, "loop": name, "round": number, field: value}
+        for name, figures in values.items()
+        for number, value in enumerate(figures)
+    ]
+    return {"format": 2, "row": row, **facts(*values), "cells": cells, "moved": {}, "counts": {}}
+
+
+# ---- rounds -------------------------------------------------------------------------------------
+
+
+def test_each_round_begins_with_another_loop() -> None:
+    names = ["a", "b", "c"]
+    firsts = [rounds.rotated(names, number, 0)[0] for number in range(3)]
+    assert sorted(firsts) == names
+    assert all(sorted(rounds.rotated(names, n, i)) == names for n in range(4) for i in range(4))
+
+
+def test_a_round_whose_control_moves_is_void() -> None:
+    control = {0: 100.0, 1: 111.0, 2: 101.0, 3: 89.0}
+    # The median is 100.5: up by 10.4 % and down by 11.4 %.
+    assert sorted(rounds.moved_rounds(control)) == [1, 3]
+    assert rounds.void_rounds(control) == {1, 3}
+    assert rounds.void_rounds({0: 100.0, 1: 109.0, 2: 101.0}) == set()
+
+
+def test_rounds_are_kept_where_too_few_would_remain() -> None:
+    control = {0: 50.0, 1: 100.0, 2: 200.0}
+    assert sorted(rounds.moved_rounds(control)) == [0, 2]
+    assert rounds.void_rounds(control) == set()
+
+
+def test_two_rounds_cannot_say_which_of_them_is_wrong() -> None:
+    assert rounds.moved_rounds({0: 1.0, 1: 9.0}) == {}
+
+
+def test_void_rounds_are_made_again_within_the_bound() -> None:
+    settings = Settings("test", 3, 1.0, 0.0, 1.0, again=2)
+    calm = {0: 100.0, 1: 101.0, 2: 99.0}
+    assert rounds.missing_rounds({}, 0, settings) == 3
+    assert rounds.missing_rounds({0: 100.0}, 1, settings) == 2
+    assert rounds.missing_rounds(calm, 3, settings) == 0
+    moved = {0: 100.0, 1: 101.0, 2: 150.0}
+    assert rounds.missing_rounds(moved, 3, settings) == 1
+    assert rounds.missing_rounds(moved | {3: 100.0}, 4, settings) == 0
+    # The one that was made instead moves as well: once more, and then never again.
+    assert rounds.missing_rounds(moved | {3: 50.0}, 4, settings) == 1
+    wild = {0: 100.0, 1: 100.0, 2: 200.0, 3: 50.0, 4: 300.0}
+    assert rounds.missing_rounds(wild, 5, settings) == 0
+
+
+def test_names_globs_and_groups() -> None:
+    names, groups = ["proto-1", "proto-8", "sock-1"], {"all": ["proto-1", "sock-1"]}
+    assert rounds.choose("*-1", names, groups) == ["proto-1", "sock-1"]
+    assert rounds.choose("sock-1,proto-*", names, groups) == names
+    assert rounds.choose("all", names, groups) == ["proto-1", "sock-1"]
+    with pytest.raises(LookupError, match="'nothing'"):
+        rounds.choose("proto-1,nothing", names, groups)
+
+
+# ---- the catalogue and the plan -----------------------------------------------------------------
+
+
+def test_every_row_is_sound() -> None:
+    for row in catalogue.ROWS.values():
+        assert row.family in catalogue.FAMILIES
+        assert row.rivals and set(row.rivals) <= set(LOOPS), row.name
+        assert not set(row.rivals) & {CONTROL, BASE, SUBJECT}, row.name
+        for rival in row.rivals:
+            assert row.can_run(rival, LOOPS[rival].addon is not None), (row.name, rival)
+    assert set(catalogue._RIVALS) <= set(catalogue.ROWS)
+    assert set(catalogue._BENCH_SERVERS | catalogue._COUNTED) <= set(catalogue.ROWS)
+    families = {row.family for row in catalogue.ROWS.values() if row.in_bench}
+    assert families == set(catalogue.FAMILIES)
+
+
+def test_functions_of_the_rows_exist() -> None:
+    folder = Path(catalogue.__file__).parent
+    for row in catalogue.ROWS.values():
+        match row.run:
+            case catalogue.Repeated(module, function):
+                assert (
+                    f"\ndef {function}(loop: Loop) -> Batch:"
+                    in (folder / f"{module}.py").read_text()
+                )
+            case catalogue.Probed(function):
+                assert (
+                    f"\ndef {function}(name: str) -> Figures:"
+                    in (folder / "footprint_rows.py").read_text()
+                )
+            case catalogue.Served(server):
+                assert (folder / "servers" / server[0]).exists()
+
+
+def options(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
+    monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
+    return run.parse_options()
+
+
+def test_the_short_run_stays_under_half_an_hour(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = options(monkeypatch)
+    rows = run.planned(chosen)
+    settings = run.settings_of(chosen)
+    seconds = sum(rounds.expected_seconds(row, len(names), settings) for row, names in rows)
+    assert seconds * (settings.rounds + settings.again) / settings.rounds < 30 * 60
+    for row, names in rows:
+        assert {CONTROL, BASE, SUBJECT, *row.rivals} == set(names) - {FLOOR}
+    monkeypatch.setattr(sys, "argv", ["run.py", "--plan"])
+    assert run.main() == 0
+    assert capsys.readouterr().out == run.plan_text(rows, settings) + "\n"
+
+
+def test_the_long_run_has_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {row.name: names for row, names in run.planned(options(monkeypatch, "--set=full"))}
+    assert set(rows) == set(catalogue.ROWS)
+    assert set(rows["proto-1k-64"]) == {FLOOR, *LOOPS}
+    assert "aiofastnet-uvloop" not in rows["call_soon"] and FLOOR not in rows["call_soon"]
+    assert "zloop" not in rows["tls-proto-1k-64"]
+
+
+def test_options_change_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = options(
+        monkeypatch, "--rows=call_soon*", "--loops=uvloop", "--rounds=9", "--seconds=7"
+    )
+    settings = run.settings_of(chosen)
+    assert (settings.rounds, settings.served_seconds, settings.repeated_seconds) == (9, 7.0, 7.0)
+    assert settings.warmup == SETTINGS["bench"].warmup
+    assert {names[0] for _, names in run.planned(chosen)} == {"uvloop"}
+    assert len(run.planned(chosen)) == 4
+
+
+# ---- stored results -----------------------------------------------------------------------------
+
+
+def round_of(values: dict[str, float], number: int) -> list[store.Cell]:
+    return [
+        {"row": "call_soon", "loop": name, "round": number, "value": value}
+        for name, value in values.items()
+    ]
+
+
+def test_results_are_kept_until_they_do_not_fit(tmp_path: Path) -> None:
+    own = facts(CONTROL, SUBJECT)
+    first = store.RowResults.resume(tmp_path, "call_soon", own)
+    assert first.rounds_made == 0 and not first.path.exists()
+    first.add_round(round_of({CONTROL: 100.0, SUBJECT: 300.0}, 0), CONTROL, "value")
+    again = store.RowResults.resume(tmp_path, "call_soon", own)
+    assert again.rounds_made == 1
+    assert again.values(SUBJECT, "value") == {0: 300.0}
+    assert store.RowResults.resume(tmp_path, "sleep_0", own).rounds_made == 0
+    # Another plan, or another version of a loop, is another measurement.
+    for other in (own | {"plan": PLAN | {"rounds": 5}}, facts(CONTROL, SUBJECT, BASE)):
+        assert store.RowResults.resume(tmp_path, "call_soon", other).rounds_made == 0
+    assert store.RowResults.start(tmp_path, "call_soon", own).rounds_made == 0
+
+
+def test_a_broken_file_is_measured_anew(tmp_path: Path) -> None:
+    (tmp_path / "call_soon.json").write_text("{")
+    assert store.RowResults.resume(tmp_path, "call_soon", facts(CONTROL)).rounds_made == 0
+
+
+def test_moved_rounds_are_counted_in_the_file(tmp_path: Path) -> None:
+    kept = store.RowResults.start(tmp_path, "call_soon", facts(CONTROL, SUBJECT))
+    for number, value in enumerate((100.0, 101.0, 150.0, 99.0)):
+        kept.add_round(round_of({CONTROL: value, SUBJECT: 300.0}, number), CONTROL, "value")
+    data = json.loads((tmp_path / "call_soon.json").read_text())
+    assert data["moved"] == {"2": 0.4925}
+    assert data["made_again"] == 1
+
+
+def test_a_loop_that_never_ran_is_not_tried_again(tmp_path: Path) -> None:
+    kept = store.RowResults.start(tmp_path, "call_soon", facts(CONTROL, SUBJECT))
+    assert not kept.failed(SUBJECT)
+    cells = round_of({CONTROL: 1.0}, 0)
+    cells.append({"row": "call_soon", "loop": SUBJECT, "round": 0, "error": "hangs"})
+    kept.add_round(cells, CONTROL, "value")
+    assert kept.failed(SUBJECT) and not kept.failed(CONTROL)
+
+
+def test_machines_are_told_apart() -> None:
+    key = store.machine_key(MACHINE)
+    assert key == store.machine_key(MACHINE | {"date": "later", "load": 2.0})
+    for change in ({"kernel": "Linux 7"}, {"environment": {"CPPLOOP_TLS": "bio"}}):
+        assert key != store.machine_key(MACHINE | change)
+
+
+def test_a_run_with_settings_of_its_own_overwrites_nothing() -> None:
+    usual = store.folder_for("0123456789", MACHINE, "bench", "")
+    assert usual.name == "bench" and usual.parent.name.startswith("0123456789-")
+    others = {store.folder_for("0123456789", MACHINE, "bench", text).name for text in ("a", "b")}
+    assert len(others | {"bench"}) == 3
+
+
+def test_files_of_the_older_kind_are_read(tmp_path: Path) -> None:
+    old = {
+        "kind": "micro",
+        "machine": MACHINE,
+        "plan": {"rounds": 1, "seconds": 0.5},
+        "rows": ["call_soon", "no such row any more"],
+        "loops": {CONTROL: {"version": "3.14.8"}, SUBJECT: {"version": "0.1.0"}},
+        "cells": round_of({CONTROL: 100.0, SUBJECT: 300.0}, 0),
+    }
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    (row,) = report.summaries(store.read([tmp_path]))
+    assert row.name == "call_soon" and row.ratio(SUBJECT, CONTROL) == 3.0
+
+
+# ---- figures ------------------------------------------------------------------------------------
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    """The machine gets slower from round to round; who is faster does not change."""
+    values = {CONTROL: [100.0, 95.0, 92.0], BASE: [200.0, 190.0, 184.0], SUBJECT: [300.0, 285, 276]}
+    (row,) = report.summaries([results("call_soon", values)])
+    assert row.ratio(SUBJECT, BASE) == pytest.approx(1.5)
+    assert row.ratio(SUBJECT, CONTROL) == pytest.approx(3.0)
+    assert row.ranked() == [SUBJECT, BASE, CONTROL]
+    assert row.best_rival() == BASE and row.against_best() == pytest.approx(1.5)
+
+
+def test_a_void_round_is_in_no_figure() -> None:
+    values = {CONTROL: [100.0, 10.0, 101.0, 99.0], SUBJECT: [300.0, 9999.0, 300.0, 300.0]}
+    (row,) = report.summaries([results("call_soon", values)])
+    assert sorted(row.cells(SUBJECT)) == [0, 2, 3]
+    assert row.median(SUBJECT) == 300.0 and row.spread(SUBJECT) == 0.0
+    assert any("left out" in note for note in report.all_notes([row]))
+
+
+def test_less_is_better_where_the_row_says_so() -> None:
+    values = {CONTROL: [8.0], BASE: [4.0], "zuvloop": [3.0], SUBJECT: [2.0]}
+    (row,) = report.summaries([results("connection_memory", values)])
+    assert row.ranked() == [SUBJECT, "zuvloop", BASE, CONTROL]
+    assert row.ratio(SUBJECT, BASE) == 2.0
+    assert row.against_best() == 1.5
+    assert report.lost_table([row]) == ""
+
+
+def test_lost_rows_are_listed_the_worst_first() -> None:
+    rows = report.summaries(
+        [
+            results("call_soon", {"rloop": [100.0], SUBJECT: [90.0]}),
+            results("sleep_0", {"rloop": [100.0], SUBJECT: [50.0]}),
+            results("gather_100", {"rloop": [100.0], SUBJECT: [101.0]}),
+        ]
+    )
+    lines = report.lost_table(rows).splitlines()[2:]
+    assert ["sleep_0" in lines[0], "call_soon" in lines[1], len(lines)] == [True, True, 2]
+
+
+def test_a_loop_that_failed_once_has_no_figure() -> None:
+    data = results("call_soon", {CONTROL: [1.0, 1.0], SUBJECT: [2.0]})
+    data["cells"].append({"row": "call_soon", "loop": SUBJECT, "round": 1, "error": "hangs"})
+    (row,) = report.summaries([data])
+    assert row.median(SUBJECT) is None and row.failures == {SUBJECT: "hangs"}
+    assert run.exit_status([data]) == 1
+    assert run.exit_status([results("call_soon", {CONTROL: [1.0]})]) == 0
+
+
+def test_our_other_backend_is_no_rival() -> None:
+    values = {"cpploop-io_uring": [9.0], FLOOR: [10.0], BASE: [5.0], SUBJECT: [6.0]}
+    (row,) = report.summaries([results("proto-1k-8", values)])
+    assert row.best_rival() == BASE
+    assert FLOOR not in row.ranked()
+
+
+def test_the_page_is_made_of_results_alone() -> None:
+    rows = report.summaries([results("call_soon", {BASE: [100.0, 100.0], SUBJECT: [250.0, 260.0]})])
+    text = performance_page.page(
+        rows, "### Found\n", {"Callbacks, timers and tasks": "plots/a.svg"}
+    )
+    assert "2.55x" in text and "### Found" in text
+    assert "No rival was ahead" in text
+    assert performance_page.drawn_before(text) == {"Callbacks, timers and tasks": "plots/a.svg"}
+
+
+# ---- counts and the gate ------------------------------------------------------------------------
+
+
+def test_counts_are_of_the_requests_and_not_of_the_start() -> None:
+    assert counts.per_request((5_000, 100), (25_000, 1_100)) == 20.0
+    with pytest.raises(counts.CountFailed):
+        counts.per_request((5_000, 100), (25_000, 100))
+
+
+@pytest.mark.parametrize(
+    ("value", "good", "says"),
+    [(100.0, True, "ok"), (109.9, True, "ok"), (110.1, False, "LOST"), (89.0, True, "stale")],
+)
+def test_the_gate_fails_on_a_loss(value: float, good: bool, says: str) -> None:
+    lines, failed = gate.verdicts({"echo_1k": value}, {"echo_1k": 100.0})
+    assert failed == (0 if good else 1) and says in lines[0]
+
+
+def test_the_gate_fails_on_a_row_that_nobody_has_a_figure_of() -> None:
+    lines, failed = gate.verdicts({"echo_1k": 1.0}, {"call_soon": 1.0})
+    assert failed == 1 and "--update" in lines[0]
+
+
+def test_the_programs_of_the_gate_run() -> None:
+    """Without valgrind, and with as many operations as one batch has."""
+    for row, name in itertools.product(gate.PROGRAMS, (CONTROL, SUBJECT)):
+        gate.child(row, name, gate.BATCH)
