@@ -110,11 +110,13 @@ differential: ## Compare the loops on random scripts for ten minutes (DIFFERENTI
 
 # ROW=name measures one row with every loop; names, globs and families are welcome, too.
 ROW ?=
+# The rivals have wheels for 3.14; PYTHON= says otherwise.
+BENCH_PYTHON ?= $(if $(filter newest,$(PYTHON)),$(shell scripts/pythons.sh find 3.14 >/dev/null 2>&1 && echo 3.14 || echo newest),$(PYTHON))
 BENCH := .venv-bench/run .venv-bench/bin/python
 
 .PHONY: bench-venv
 bench-venv:
-	@scripts/venv.sh "$(PYTHON)" .venv-bench
+	@scripts/venv.sh "$(BENCH_PYTHON)" .venv-bench
 	@if [ ! -e .venv-bench/.rivals ] || [ benchmarks/requirements.txt -nt .venv-bench/.rivals ]; then \
 	  benchmarks/setup.sh --run "$(CURDIR)/.venv-bench/run" .venv-bench/bin/python .venv-bench; \
 	  touch .venv-bench/.rivals; \

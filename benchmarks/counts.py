@@ -96,7 +96,7 @@ def _total(table: Path) -> int:
 def _instructions(run: Served, name: str, cells: ServedCells) -> float:
     pairs = []
     for seconds in INSTRUCTION_WINDOWS:
-        requests, stderr = _loaded(run, name, cells, callgrind.COMMAND, seconds)
+        requests, stderr = _loaded(run, name, cells, callgrind.command(), seconds)
         collected = callgrind.instructions(stderr)
         if collected is None:
             raise CountFailed(f"callgrind gives no count: {harness.last_line(stderr)}")

@@ -17,6 +17,8 @@ from loops import BASE, CONTROL, FLOOR, SUBJECT
 from rounds import moved_rounds, void_rounds
 from store import Cell, machine_key
 
+FAIR_SHARE = 0.5
+
 Table = list[list[str]]
 
 
@@ -306,7 +308,8 @@ def all_notes(rows: Sequence[RowSummary]) -> list[str]:
     notes = _absent(rows)
     for row in rows:
         notes += [f"`{row.name}`, {name}: {why}." for name, why in row.failures.items()]
-        notes += [*_moved(row), *_client_bound(row), *_disturbed(row), *_other_rivals(row)]
+        notes += [*_moved(row), *_starved(row), *_client_bound(row), *_disturbed(row)]
+        notes += _other_rivals(row)
         if row.data.get("rate"):
             notes.append(f"`{row.name}`: {row.data['rate']} requests/s, {row.data['rate_is']}.")
     return notes
@@ -330,6 +333,19 @@ def _moved(row: RowSummary) -> list[str]:
     again = row.data.get("made_again", 0)
     more = f", {again} made again" if again else ""
     return [f"`{row.name}`: {CONTROL} moved by {listed} ({verdict}{more})."]
+
+
+def _starved(row: RowSummary) -> list[str]:
+    """Loops that let one connection wait for the others: no row is won in that way."""
+    notes = []
+    for name in row.loops:
+        least = row.median(name, "least_per_connection")
+        most = row.median(name, "most_per_connection")
+        if least and most and row.measure != P99 and least < FAIR_SHARE * most:
+            notes.append(
+                f"`{row.name}`, {name}: one connection got {least / most:.0%} of what another got."
+            )
+    return notes
 
 
 def _client_bound(row: RowSummary) -> list[str]:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # scripts/need.sh THING...: exits with one line that names the Debian package for each THING that is
-# missing: compiler, cmake, ninja, gtest, clang, or python=PATH (its headers and its venv module).
+# missing: compiler, cmake, ninja, gtest, clang, valgrind, or python=PATH (its headers and its venv module).
 set -euo pipefail
 
 missing=()
@@ -26,6 +26,7 @@ for thing in "$@"; do
       ;;
     ninja) command -v ninja >/dev/null || lacks "Ninja" "ninja-build" ;;
     clang) command -v clang++ >/dev/null || command -v clang++-16 >/dev/null || lacks "Clang 16 or newer" "clang-16" ;;
+    valgrind) command -v valgrind >/dev/null || lacks "valgrind, which counts instructions," "valgrind" ;;
     gtest)
       # Asked of the compiler, which knows its own folders; a prefix given to CMake is CMake's to look at.
       if [[ -z ${CMAKE_PREFIX_PATH:-} ]] &&
@@ -43,7 +44,7 @@ sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.
         lacks "the venv module of Python $version" "python$version-venv"
       ;;
     *)
-      echo "usage: scripts/need.sh compiler|cmake|ninja|gtest|clang|python=PATH ..." >&2
+      echo "usage: scripts/need.sh compiler|cmake|ninja|gtest|clang|valgrind|python=PATH ..." >&2
       exit 2
       ;;
   esac

@@ -12,6 +12,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
+import callgrind
 import catalogue
 import counts
 import gate
@@ -311,6 +312,15 @@ def test_a_loop_that_failed_once_has_no_figure() -> None:
     assert run.exit_status([results("call_soon", {CONTROL: [1.0]})]) == 0
 
 
+def test_a_loop_that_starves_a_connection_is_named() -> None:
+    data = results("proto-1k-8", {CONTROL: [9.0], SUBJECT: [9.0]})
+    for cell in data["cells"]:
+        cell["least_per_connection"] = 40 if cell["loop"] == SUBJECT else 60
+        cell["most_per_connection"] = 100
+    notes = report.all_notes(report.summaries([data]))
+    assert notes == ["`proto-1k-8`, cpploop: one connection got 40% of what another got."]
+
+
 def test_our_other_backend_is_no_rival() -> None:
     values = {"cpploop-io_uring": [9.0], FLOOR: [10.0], BASE: [5.0], SUBJECT: [6.0]}
     (row,) = report.summaries([results("proto-1k-8", values)])
@@ -337,18 +347,62 @@ def test_counts_are_of_the_requests_and_not_of_the_start() -> None:
         counts.per_request((5_000, 100), (25_000, 100))
 
 
+CALLGRIND = """\
+version: 1
+events: Ir
+
+ob=(1) /usr/lib/libpython3.13.so.1.0
+fl=(1) ceval.c
+fn=(1) eval
+16 100
++2 20
+cob=(2) /a/folder/cpploop/_native.cpython-313-x86_64-linux-gnu.so
+cfi=(2) loop.cc
+cfn=(2) call_soon
+calls=3 10
+* 900
+-1 5
+
+ob=(2)
+fl=(2)
+fn=(2)
+10 70
+cob=(1)
+cfn=(1)
+calls=1 16
+* 4000
++4 7
+
+ob=(1)
+fn=(1)
+* 1
+totals: 203
+"""
+
+
+def test_instructions_by_object() -> None:
+    counts = callgrind.by_object(CALLGRIND.splitlines())
+    assert counts == {
+        "libpython3.13.so.1.0": 126,
+        "_native.cpython-313-x86_64-linux-gnu.so": 77,
+    }
+
+
+@pytest.mark.parametrize("key", ["all", "own"])
 @pytest.mark.parametrize(
     ("value", "good", "says"),
     [(100.0, True, "ok"), (109.9, True, "ok"), (110.1, False, "LOST"), (89.0, True, "stale")],
 )
-def test_the_gate_fails_on_a_loss(value: float, good: bool, says: str) -> None:
-    lines, failed = gate.verdicts({"echo_1k": value}, {"echo_1k": 100.0})
+def test_the_gate_fails_on_a_loss(key: str, value: float, good: bool, says: str) -> None:
+    lines, failed = gate.verdicts({"echo_1k": {key: value}}, {"echo_1k": {key: 100.0}})
     assert failed == (0 if good else 1) and says in lines[0]
 
 
-def test_the_gate_fails_on_a_row_that_nobody_has_a_figure_of() -> None:
-    lines, failed = gate.verdicts({"echo_1k": 1.0}, {"call_soon": 1.0})
-    assert failed == 1 and "--update" in lines[0]
+def test_the_gate_fails_on_a_figure_that_the_baseline_lacks() -> None:
+    counted = {"echo_1k": {"all": 1.0, "own": 1.0}}
+    for baseline, expected in (({}, 2), ({"echo_1k": {"all": 1.0}}, 1)):
+        lines, failed = gate.verdicts(counted, baseline)
+        assert failed == expected and "--update" in lines[-1]
 
 
 def test_the_programs_of_the_gate_run() -> None:
