@@ -67,7 +67,7 @@ def draw_all(rows: Sequence[RowSummary], folder: Path) -> dict[str, str]:
 
     families = {title: family for family, title in FAMILIES.items()}
     found = {}
-    for title, own in report.by_family(rows):
+    for title, own in report.by_family([row for row in rows if row.ranked()]):
         path = folder / f"{families[title]}.svg"
         plots.draw(title, own, path)
         found[title] = f"{folder.name}/{path.name}"

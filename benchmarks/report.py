@@ -49,9 +49,9 @@ class RowSummary:
     @property
     def loops(self) -> list[str]:
         """Those that took part, in the order of the registry."""
-        return [
-            name for name in self.data["loops"] if self._cells.get(name) or name in self.failures
-        ]
+        present = {name for name, cells in self._cells.items() if cells}
+        present |= self.failures.keys() | self.data["counts"].keys()
+        return [name for name in self.data["loops"] if name in present]
 
     def cells(self, name: str) -> dict[int, Cell]:
         """The cells that count, by round; none if any of the loop's rounds failed."""
@@ -111,7 +111,7 @@ class RowSummary:
 def summaries(data: Iterable[dict[str, Any]]) -> list[RowSummary]:
     """One for each row with figures, in the order of the catalogue; the last of a name counts."""
     found = {row["row"]: RowSummary(row) for row in data if row["row"] in ROWS}
-    return [found[name] for name in ROWS if name in found and found[name].ranked()]
+    return [found[name] for name in ROWS if name in found and found[name].loops]
 
 
 # ---- the whole ----------------------------------------------------------------------------------
@@ -141,9 +141,10 @@ def by_family(rows: Sequence[RowSummary]) -> list[tuple[str, list[RowSummary]]]:
 
 def family_tables(rows: Sequence[RowSummary]) -> str:
     """Every table that has something to say about these rows."""
+    floor = ", x the bare C++ server" if any(FLOOR in row.loops for row in rows) else ""
     tables = {
         f"Medians ± half the range, x {BASE}:": _figure_text,
-        "CPU in µs per request or operation, x the bare C++ server:": _cpu_text,
+        f"CPU in µs per request or operation{floor}:": _cpu_text,
         "Latency in µs, p50 / p99 / p99.9:": _latency_text,
         "Instructions and system calls per request, in runs of their own:": _counts_text,
     }
@@ -216,7 +217,7 @@ def _facts(rows: Sequence[RowSummary]) -> list[str]:
 
 def subject_table(rows: Sequence[RowSummary]) -> str:
     """Ours against the best rival, row by row."""
-    own = [row for row in rows if SUBJECT in row.loops]
+    own = [row for row in rows if SUBJECT in row.loops and row.ranked()]
     if not own:
         return ""
     with_floor = any(FLOOR in row.loops for row in own)
@@ -287,10 +288,10 @@ def _latency_text(row: RowSummary, name: str) -> str:
 
 
 def _counts_text(row: RowSummary, name: str) -> str:
-    found = row.data["counts"].get(name)
-    if not found:
-        return "-"
+    found = row.data["counts"].get(name, {})
     instructions, calls = found.get("instructions"), found.get("syscalls")
+    if instructions is None and calls is None:
+        return "-"
     return f"{short(instructions)} / " + ("-" if calls is None else f"{calls:.2f}")
 
 

@@ -13,30 +13,45 @@ from typing import Any
 from rounds import moved_rounds
 
 HERE = Path(__file__).resolve().parent
+REPO = HERE.parent
 RESULTS = HERE / "results"
 FORMAT = 2
 # What decides about the figures; a changed page or guide does not.
 _MEASURED = ("core", "binding", "python", "cmake", "CMakeLists.txt", "benchmarks")
+_SOURCES = {".h", ".cc", ".py", ".txt", ".cmake"}
 
 Cell = dict[str, Any]
 
 
 def commit() -> str:
-    """The commit that is measured, with a mark of what was changed since."""
+    """The commit that is measured, with a mark of what was changed since.
+
+    Where there is no git, as in a chroot or an archive, what the sources hold stands for it.
+    """
 
     def git(*arguments: str) -> str:
         # Inside a chroot the repository may belong to somebody else.
         command = ["git", "-c", "safe.directory=*", *arguments]
-        return subprocess.run(
-            command, cwd=HERE.parent, capture_output=True, text=True, check=True
-        ).stdout
+        return subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True).stdout
 
     try:
         head = git("rev-parse", "--short=10", "HEAD").strip()
         changes = git("diff", "HEAD", "--", *_MEASURED)
     except (OSError, subprocess.CalledProcessError):
-        return "unversioned"
+        return "sources-" + sources_key(REPO)
     return head + ("+" + hashlib.sha256(changes.encode()).hexdigest()[:6] if changes else "")
+
+
+def sources_key(repo: Path) -> str:
+    """A short name for what is in the files that decide about the figures."""
+    digest = hashlib.sha256()
+    for name in _MEASURED:
+        top = repo / name
+        for path in [top] if top.is_file() else sorted(top.rglob("*")):
+            if path.suffix in _SOURCES and path.is_file():
+                digest.update(f"{path.relative_to(repo)} {path.stat().st_size}\n".encode())
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:10]
 
 
 def machine_key(machine: Mapping[str, Any]) -> str:

@@ -240,6 +240,17 @@ def test_machines_are_told_apart() -> None:
         assert key != store.machine_key(MACHINE | change)
 
 
+def test_sources_stand_for_the_commit_where_there_is_no_git(tmp_path: Path) -> None:
+    (tmp_path / "core").mkdir()
+    source = tmp_path / "core" / "engine.cc"
+    source.write_text("int a;\n")
+    first = store.sources_key(tmp_path)
+    (tmp_path / "README.md").write_text("changes no figure\n")
+    assert store.sources_key(tmp_path) == first
+    source.write_text("int b;\n")
+    assert store.sources_key(tmp_path) != first
+
+
 def test_a_run_with_settings_of_its_own_overwrites_nothing() -> None:
     usual = store.folder_for("0123456789", MACHINE, "bench", "")
     assert usual.name == "bench" and usual.parent.name.startswith("0123456789-")
@@ -339,6 +350,12 @@ def test_the_page_is_made_of_results_alone() -> None:
 
 
 # ---- counts and the gate ------------------------------------------------------------------------
+
+
+def test_counts_are_shown_without_times_beside_them() -> None:
+    data = results("proto-1k-64", {SUBJECT: []})
+    data["counts"] = {SUBJECT: {"instructions": 2956.7, "syscalls": 2.021}}
+    assert "2.96k / 2.02" in report.markdown([data])
 
 
 def test_counts_are_of_the_requests_and_not_of_the_start() -> None:
