@@ -2,14 +2,13 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "core/backend/scripted_backend.h"
-#include "core/engine.h"
 #include "core/net/stream_socket.h"
+#include "tests/fuzz/fuzz_host.h"
 #include "tests/fuzz/operations.h"
 
 // A stream socket on a scripted kernel, used as a transport uses it, with every callback of its
@@ -23,25 +22,6 @@ using namespace cpploop;  // NOLINT(google-build-using-namespace): a program of 
 
 constexpr std::size_t kBytesLimit = 1 << 20;
 constexpr int kDepthLimit = 4;
-
-class FuzzHost final : public Host {
- public:
-  void run(Token token) override {
-    const std::unique_ptr<std::function<void()>> function(
-        static_cast<std::function<void()>*>(token));
-    (*function)();
-  }
-  void drop(Token token) noexcept override { delete static_cast<std::function<void()>*>(token); }
-  void notify(Token) override {}
-  bool timer_left_heap(Token) noexcept override { return false; }
-  bool is_cancelled(Token) const noexcept override { return false; }
-  void about_to_block() noexcept override {}
-  void woke_up() override {}
-  void wait_interrupted() override {}
-  void io_begins() noexcept override {}
-  void io_ended() noexcept override {}
-  void stayed_busy() noexcept override {}
-};
 
 class Target final : public StreamEvents {
  public:
@@ -68,7 +48,7 @@ class Target final : public StreamEvents {
   void run() {
     while (!operations_.over()) {
       if (operations_.below(3) == 0) {
-        turn([this] { some_operations(); });
+        fuzz::turn(engine_, [this] { some_operations(); });
       } else {
         operation();
       }
@@ -127,11 +107,6 @@ class Target final : public StreamEvents {
   }
 
  private:
-  void turn(std::function<void()> function) {
-    engine_.push_ready(ReadyEntry::of_token(new std::function<void()>(std::move(function))));
-    FUZZ_CHECK(engine_.turn() == 0);
-  }
-
   void some_operations() {
     if (depth_ < kDepthLimit) {
       ++depth_;
@@ -262,9 +237,9 @@ class Target final : public StreamEvents {
   void finish() {
     for (int i = 0; i < 100'000 && socket_->queued_bytes() != 0; ++i) {
       backend_->make_room(fd_);
-      turn([] {});
+      fuzz::turn(engine_, [] {});
     }
-    turn([] {});
+    fuzz::turn(engine_, [] {});
     check();
     FUZZ_CHECK(socket_->queued_bytes() == 0);
     FUZZ_CHECK(lost_ == socket_->is_closing());
@@ -272,7 +247,7 @@ class Target final : public StreamEvents {
   }
 
   fuzz::Operations& operations_;
-  FuzzHost host_;
+  fuzz::FuzzHost host_;
   FakeClock clock_;
   ScriptedBackend* backend_ = new ScriptedBackend(&clock_);
   Engine engine_;
