@@ -460,3 +460,92 @@ def test_no_warning_about_the_parents_loop_in_the_child(loop_name: str) -> None:
         """
     out = script(source, loop_name)
     assert out == "('[]\\n', 0)\n"
+
+
+def test_a_closed_loop_in_the_parent(loop_name: str) -> None:
+    """It is closed in the child, too; closing it again, or dropping it, takes nothing from others.
+
+    Its numbers may be somebody else's by then.
+    """
+    source = """
+        loop = factory()
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+        others = socket.socketpair() + socket.socketpair()
+
+        def child():
+            global loop
+            print(loop.is_closed(), attempt(lambda: loop.call_soon(print)))
+            loop.close()
+            loop = None
+            gc.collect()
+            others[0].send(b"still there")
+            print(others[1].recv(100))
+            own = factory()
+            own.run_until_complete(asyncio.sleep(0.001))
+            own.close()
+
+        print(in_child(child))
+        own = factory()
+        own.run_until_complete(asyncio.sleep(0.001))
+        own.close()
+        """
+    expected = "True RuntimeError: Event loop is closed\\nb'still there'\\n"
+    assert script(source, loop_name) == f'("{expected}", 0)\n'
+
+
+def test_fork_with_everything_under_way(loop_name: str) -> None:
+    """Bytes queued for a socket and a pipe, a living child, timers, a thread's result.
+
+    The forked process runs a loop of its own and takes the inherited one apart; the parent's bytes
+    arrive once, its child's end is told, and everything else comes to its end.
+    """
+    support.needs_cpploop(loop_name, "a forked asyncio loop shares its parent's epoll set")
+    source = """
+        SIZE = 2 << 20
+        DATA = bytes(range(256)) * (SIZE // 256)
+
+        def child():
+            own = factory()
+            own.run_until_complete(asyncio.sleep(0.02))
+            own.close()
+            loop.close()
+            gc.collect()
+            print("child's own loop ran")
+
+        def read_all(fd):
+            received = bytearray()
+            while chunk := os.read(fd, 1 << 20):
+                received += chunk
+            return bytes(received)
+
+        async def main():
+            first, second = socket.socketpair()
+            reader, writer = await asyncio.open_connection(sock=first)
+            inlet, outlet = os.pipe()
+            pipe, _ = await loop.connect_write_pipe(asyncio.Protocol, os.fdopen(outlet, "wb", 0))
+            process = await asyncio.create_subprocess_exec("cat", stdin=asyncio.subprocess.PIPE)
+            timer = loop.create_future()
+            loop.call_later(0.01, timer.set_result, "timer")
+            thread = loop.run_in_executor(None, time.sleep, 0.05)
+            writer.write(DATA)
+            pipe.write(DATA)
+
+            print(in_child(child))
+
+            results = [loop.run_in_executor(None, read_all, fd) for fd in (second.fileno(), inlet)]
+            writer.close()
+            pipe.close()
+            print([await result == DATA for result in results], await timer, await thread)
+            print(process.returncode)
+            process.stdin.close()
+            print(await process.wait())
+            second.close()
+            os.close(inlet)
+
+        with asyncio.Runner(loop_factory=factory) as runner:
+            loop = runner.get_loop()
+            runner.run(main())
+        """
+    out = script(source, loop_name)
+    assert out == ('("child\'s own loop ran\\n", 0)\n[True, True] timer None\nNone\n0\n')

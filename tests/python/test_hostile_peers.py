@@ -13,6 +13,7 @@ import gc
 import os
 import resource
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -69,7 +70,10 @@ async def end(server: asyncio.Server, protocol: type[Counting]) -> None:
 
 
 def test_idle_connections_cost_no_cpu(run: Any) -> None:
-    """Slow loris: many clients that send a byte and then nothing. A second costs next to none."""
+    """Slow loris: many clients that send a byte and then nothing. A second costs next to none.
+
+    Nor does their number cost much: eight kilobytes for each, the clients' own objects among them.
+    """
 
     async def main(env: Env) -> None:
         protocol = counting()
@@ -80,6 +84,7 @@ def test_idle_connections_cost_no_cpu(run: Any) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), limit[1]))
         count = min(IDLE, (min(wanted, hard) - 200) // 2)
         clients = []
+        memory = support.rss_kib()
         try:
             for number in range(count):
                 client = socket.create_connection(address)
@@ -88,6 +93,7 @@ def test_idle_connections_cost_no_cpu(run: Any) -> None:
                 if number % 100 == 0:
                     await asyncio.sleep(0)
             await until(lambda: protocol.received == count)
+            assert support.rss_kib() - memory < 8 * count + 4 * 1024
             before = time.process_time()
             await asyncio.sleep(1)
             assert time.process_time() - before < 0.2 * support.TIME_SCALE
@@ -267,6 +273,114 @@ def test_half_open_handshakes_do_not_stop_the_others(run: Any, certs: support.Ce
             await asyncio.sleep(0.3)
             env.take_errors()
             env.take_logs()
+
+    run(main, timeout=60)
+
+
+def client_hello(context: ssl.SSLContext) -> bytes:
+    """What a client says first."""
+    outgoing = ssl.MemoryBIO()
+    session = context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost")
+    with contextlib.suppress(ssl.SSLWantReadError):
+        session.do_handshake()
+    return outgoing.read()
+
+
+def test_a_flood_of_handshakes(run: Any, certs: support.Certificates) -> None:
+    """Clients that begin a handshake and never go on: each costs a bounded piece of memory.
+
+    Somebody else is served meanwhile, and the time-out ends them all.
+    """
+    count = 300
+
+    async def main(env: Env) -> None:
+        server = await asyncio.start_server(
+            _echo_once,
+            "127.0.0.1",
+            0,
+            ssl=certs.server_context(),
+            ssl_handshake_timeout=2 * support.TIME_SCALE,
+            backlog=1024,
+        )
+        address = server.sockets[0].getsockname()
+        hello, context = client_hello(certs.client_context()), certs.client_context()
+        memory, before = support.rss_kib(), support.open_fds()
+        flood = []
+        for _ in range(count):
+            client = socket.create_connection(address)
+            client.sendall(hello)
+            client.setblocking(False)
+            flood.append(client)
+        started = time.monotonic()
+        reader, writer = await asyncio.open_connection(
+            *address, ssl=context, server_hostname="localhost"
+        )
+        writer.write(b"still there")
+        assert await reader.read(100) == b"still there"
+        assert time.monotonic() - started < 2 * support.TIME_SCALE
+        writer.close()
+        assert support.rss_kib() - memory < 160 * count + 4 * 1024
+        for client in flood:
+            # The server's side of the handshake, and then the end or a reset.
+            with contextlib.suppress(ConnectionResetError):
+                await support.recv_to_end(client)
+            client.close()
+        await until(lambda: support.new_fds(before) == {})
+        server.close()
+        await asyncio.sleep(0.05)
+        env.take_errors()
+        env.take_logs()
+
+    run(main, timeout=60)
+
+
+def test_a_peer_that_reads_a_byte_at_a_time(run: Any) -> None:
+    """All of it arrives, in order, and the loop does not work for every byte that is read."""
+    size = 200_000
+
+    async def main(env: Env) -> None:
+        first, second = support.tcp_pair(sndbuf=8192, rcvbuf=8192)
+        second.setblocking(True)
+        data = bytes(range(250)) * (size // 250)
+
+        def read_slowly() -> bytes:
+            received = bytearray()
+            while byte := second.recv(1):
+                received += byte
+            return bytes(received)
+
+        with second:
+            _, writer = await asyncio.open_connection(sock=first)
+            reading = asyncio.get_running_loop().run_in_executor(None, read_slowly)
+            before = time.thread_time()
+            for at in range(0, size, 1000):
+                writer.write(data[at : at + 1000])
+                await writer.drain()
+            writer.close()
+            assert await reading == data
+            assert time.thread_time() - before < 0.5 * support.TIME_SCALE
+
+    run(main, timeout=60)
+
+
+def test_huge_writelines_to_a_peer_that_does_not_read(run: Any, loop_name: str) -> None:
+    """What is queued is held by reference: a quarter of a gigabyte of it costs next to nothing."""
+    if not support.asyncio_writelines_has("if data"):
+        support.needs_cpploop(loop_name, "this Python's joins the pieces, which copies them")
+
+    async def main(env: Env) -> None:
+        piece = bytes(1 << 20)
+        first, second = support.unix_pair()
+        transport, _ = await support.attach(first, asyncio.Protocol())
+        with second:
+            before = support.rss_kib()
+            started = time.monotonic()
+            transport.writelines([piece] * 256)
+            assert transport.get_write_buffer_size() > 250 << 20
+            assert support.rss_kib() - before < 8 * 1024
+            assert time.monotonic() - started < 2 * support.TIME_SCALE
+            transport.abort()
+            await asyncio.sleep(0.01)
 
     run(main, timeout=60)
 
