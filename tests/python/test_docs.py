@@ -228,11 +228,17 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert (DOCS.parent / named).exists(), named
 
 
-def test_tests_that_are_named_exist() -> None:
-    """docs/differences-from-seeds.md cites tests, and each is there under that name."""
-    source = (DOCS / "differences-from-seeds.md").read_text()
+@pytest.mark.parametrize("name", ["differences-from-seeds.md", "reliability.md"])
+def test_tests_that_are_named_exist(name: str) -> None:
+    """The pages that cite tests: each is there under that name."""
+    source = (DOCS / name).read_text()
     cited = re.findall(r"`(test_\w+)(?:\.py)?::(test_\w+)`", source)
     assert len(cited) >= 10
     for module, test in cited:
         text = (TESTS / f"{module}.py").read_text()
         assert re.search(rf"^(async )?def {test}\(", text, re.M), f"{module}::{test}"
+    for module, test in re.findall(r"`(\w+_test\.cc)::(\w+)`", source):
+        text = (TESTS.parent / "core" / module).read_text()
+        assert re.search(rf"^TEST(_F|_P)?\(\w+, {test}\)", text, re.M), f"{module}::{test}"
+    # A citation whose form the patterns above do not know would not be checked.
+    assert not re.findall(r"`[\w.]*::[\w.]+`", re.sub(r"`\w+(\.cc|\.py)?::\w+`", "", source))
