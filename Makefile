@@ -72,6 +72,13 @@ portable: ## Build without what only Linux has, and run the tests on kqueue (CPP
 	@scripts/venv.sh --define CPPLOOP_PORTABLE=ON "$(PYTHON)" build/venvs/portable
 	build/venvs/portable/run build/venvs/portable/bin/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
+.PHONY: python-debug
+python-debug: ## Run some Python tests with PYTHONMALLOC=debug, and some with -X dev
+	@scripts/sanitized.sh debug "$(PYTHON)" $(PYTEST_ARGS)
+
+.PHONY: sanitize
+sanitize: asan tsan asan-python asan-conformance python-debug ## Run the engine, the Python tests and the conformance run under all of these
+
 .PHONY: fuzz
 fuzz: ## Run every fuzz target for one second under libFuzzer
 	@scripts/need.sh clang cmake ninja

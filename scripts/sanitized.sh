@@ -1,14 +1,21 @@
 #!/usr/bin/env bash
-# Runs tests under sanitizers.
+# Runs tests under sanitizers, and under what the interpreter has of that kind.
 #   scripts/sanitized.sh core asan|tsan [JOBS]       the engine's tests, by CMake preset
 #   scripts/sanitized.sh python NAME [PYTEST ARG...] the Python tests with an instrumented extension in
 #                                                    the ordinary interpreter NAME (see pythons.sh)
 #   scripts/sanitized.sh conformance NAME [ARG...]   the interpreter's own asyncio tests with that
+#   scripts/sanitized.sh debug NAME [PYTEST ARG...]  some Python tests with PYTHONMALLOC=debug and -X dev
 set -euo pipefail
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$repo"
 
-case ${1:?core or python} in
+# Where memory is made and given back most, chosen so that both runs together take two minutes.
+debug_tests='gc leaks handles timers threadsafe fd_ownership exceptions finalise no_python_half_made'
+dev_mode_tests='gc leaks debug streams transport_read transport_write tls datagram_life sock_cancel'
+
+test_files() { printf 'tests/python/test_%s.py\n' "$@"; }
+
+case ${1:?core, python, conformance or debug} in
   core)
     preset=${2:?preset} jobs=${3:-2}
     scripts/need.sh compiler cmake ninja gtest
@@ -41,8 +48,24 @@ case ${1:?core or python} in
       "$venv/run" "$venv/bin/python" tests/conformance/run.py --timeout 120 "$@"
     fi
     ;;
+  debug)
+    name=${2:?NAME}
+    shift 2
+    venv=build/venvs/$name
+    scripts/venv.sh "$name" "$venv"
+    # Freed memory is overwritten, the edges of blocks are watched, a wrong allocator is fatal.
+    echo "PYTHONMALLOC=debug"
+    # shellcheck disable=SC2046,SC2086
+    PYTHONMALLOC=debug "$venv/run" "$venv/bin/python" -m pytest -m 'not slow' "$@" \
+      $(test_files $debug_tests)
+    # The same allocator, and asyncio's debug mode in every loop.
+    echo "-X dev"
+    # shellcheck disable=SC2046,SC2086
+    "$venv/run" "$venv/bin/python" -X dev -m pytest -m 'not slow' "$@" $(test_files $dev_mode_tests)
+    ;;
   *)
-    echo "usage: scripts/sanitized.sh core asan|tsan [JOBS] | python NAME [PYTEST ARG...] | conformance NAME [ARG...]" >&2
+    echo "usage: scripts/sanitized.sh core asan|tsan [JOBS] | python NAME [PYTEST ARG...] |" \
+      "conformance NAME [ARG...] | debug NAME [PYTEST ARG...]" >&2
     exit 2
     ;;
 esac
