@@ -244,7 +244,7 @@ async def sigchld() -> object:
     return await outcome(handle)
 
 
-@row("empty datagrams", b"", b"second")
+@row("empty datagrams", b"", b"second", since=(3, 13, 0))
 async def empty_datagram() -> object:
     """The first datagram that arrives when an empty one and another were sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
