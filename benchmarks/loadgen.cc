@@ -669,8 +669,8 @@ class SlowConsumer {
   void send_what_goes() {
     // Not for ever, should the server take it all: the fast ones have their turn, too.
     for (int i = 0; i < 4; ++i) {
-      const ssize_t sent = ::send(fd_, pattern_.data() + sent_ % kPeriod, kReadSize,
-                                  MSG_NOSIGNAL | MSG_DONTWAIT);
+      const ssize_t sent =
+          ::send(fd_, pattern_.data() + sent_ % kPeriod, kReadSize, MSG_NOSIGNAL | MSG_DONTWAIT);
       if (sent < 0 && errno == EAGAIN) return;
       if (sent < 0) fail_errno("send of the slow consumer");
       sent_ += static_cast<std::size_t>(sent);

@@ -2,8 +2,6 @@
 
 #if CPPLOOP_HAVE_KQUEUE
 
-#include "core/os/kqueue_ops.h"
-
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -12,6 +10,7 @@
 
 #include "core/os/clock.h"
 #include "core/os/kernel.h"
+#include "core/os/kqueue_ops.h"
 #include "core/os/retry.h"
 
 namespace cpploop::os {
