@@ -475,7 +475,7 @@ def test_a_closed_loop_in_the_parent(loop_name: str) -> None:
 
         def child():
             global loop
-            print(loop.is_closed(), attempt(lambda: loop.call_soon(print)))
+            print(loop.is_closed(), attempt(lambda: loop.call_soon(print)).partition(":")[0])
             loop.close()
             loop = None
             gc.collect()
@@ -490,7 +490,7 @@ def test_a_closed_loop_in_the_parent(loop_name: str) -> None:
         own.run_until_complete(asyncio.sleep(0.001))
         own.close()
         """
-    expected = "True RuntimeError: Event loop is closed\\nb'still there'\\n"
+    expected = "True RuntimeError\\nb'still there'\\n"
     assert script(source, loop_name) == f'("{expected}", 0)\n'
 
 
