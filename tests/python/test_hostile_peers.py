@@ -15,6 +15,7 @@ import resource
 import socket
 import ssl
 import struct
+import sys
 import threading
 import time
 from typing import Any
@@ -366,7 +367,7 @@ def test_a_peer_that_reads_a_byte_at_a_time(run: Any) -> None:
 
 def test_huge_writelines_to_a_peer_that_does_not_read(run: Any, loop_name: str) -> None:
     """What is queued is held by reference: a quarter of a gigabyte of it costs next to nothing."""
-    if not support.asyncio_writelines_has("if data"):
+    if sys.version_info < (3, 12) or not support.asyncio_writelines_has("if data"):
         support.needs_cpploop(loop_name, "this Python's joins the pieces, which copies them")
 
     async def main(env: Env) -> None:

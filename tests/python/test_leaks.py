@@ -276,12 +276,13 @@ def native_types() -> dict[str, type]:
         return {}
     found: dict[str, type] = {}
     to_visit: list[type] = [object]
-    seen: set[type] = set()
+    # By identity: some of typing's classes warn when they are compared.
+    seen: set[int] = set()
     while to_visit:
         for kind in type.__subclasses__(to_visit.pop()):
-            if kind in seen:
+            if id(kind) in seen:
                 continue
-            seen.add(kind)
+            seen.add(id(kind))
             to_visit.append(kind)
             if kind.__module__ == "cpploop._native":
                 found[kind.__name__] = kind
