@@ -47,7 +47,7 @@ _SHIELDS_ITS_WAIT = "shield" in _private._make_subprocess_transport.__code__.co_
 _exit_code = unix_events.waitstatus_to_exitcode  # type: ignore[attr-defined]
 _thread_numbers = itertools.count()
 # A build for kqueue does without, also where there are some.
-_HAS_PIDFD = hasattr(os, "pidfd_open") and "epoll" in _native._backends()
+_DOES_WITHOUT = "epoll" not in _native._backends()
 _threads_forced = False
 
 
@@ -59,7 +59,7 @@ def _force_threads(forced: bool) -> None:
 
 def _open_pidfd(pid: int) -> int:
     """A descriptor of the process, or -1 where there is none to be had."""
-    if _threads_forced or not _HAS_PIDFD:
+    if _threads_forced or _DOES_WITHOUT or not hasattr(os, "pidfd_open"):
         return -1
     try:
         return os.pidfd_open(pid)
