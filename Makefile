@@ -63,12 +63,19 @@ tsan: ## Run the engine's tests under ThreadSanitizer
 	@scripts/sanitized.sh core tsan $(JOBS)
 
 .PHONY: portable
-portable: ## Build without what only Linux has, and run the tests on kqueue (CPPLOOP_LIBKQUEUE= names its source)
+portable: portable-core portable-python ## Run the tests on kqueue, without what only Linux has (CPPLOOP_LIBKQUEUE= names its source)
+
+.PHONY: portable-core
+portable-core: ## Run the engine's tests on kqueue
 	@scripts/need.sh compiler cmake ninja gtest
 	@scripts/libkqueue.sh >/dev/null
 	cmake --preset portable --log-level=WARNING
 	cmake --build --preset portable -j $(JOBS)
 	@scripts/ctest.sh portable $(JOBS)
+
+.PHONY: portable-python
+portable-python: ## Run the Python tests on kqueue (PYTEST_ARGS= is passed on)
+	@scripts/libkqueue.sh >/dev/null
 	@scripts/venv.sh --define CPPLOOP_PORTABLE=ON "$(PYTHON)" build/venvs/portable
 	build/venvs/portable/run build/venvs/portable/bin/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
