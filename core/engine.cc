@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <new>
 #include <utility>
 
 #include "core/net/stream_socket.h"
@@ -290,7 +289,8 @@ void Engine::run_io(const ReadyEntry& entry) {
   }
   if ((entry.io_events & kIoWritable) != 0) {
     if (interrupted_) [[unlikely]] {
-      put_off_writing(entry.channel);
+      // Where memory is short, the next poll reports it again.
+      (void)ready_.push_front(ReadyEntry::of_io(entry.channel, kIoWritable));
     } else {
       callback_serial_.add();
       backend_->dispatch(entry.channel, kIoWritable);
@@ -298,14 +298,6 @@ void Engine::run_io(const ReadyEntry& entry) {
   }
   if ((entry.io_events & kIoSendDue) != 0) {
     backend_->dispatch(entry.channel, kIoSendDue);
-  }
-}
-
-void Engine::put_off_writing(ChannelId channel) noexcept {
-  try {
-    ready_.push_front(ReadyEntry::of_io(channel, kIoWritable));
-  } catch (const std::bad_alloc&) {
-    // The next poll reports it again.
   }
 }
 

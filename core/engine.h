@@ -169,7 +169,6 @@ class Engine {
   void run_ready();
   void run_entry(const ReadyEntry& entry);
   void run_io(const ReadyEntry& entry);
-  void put_off_writing(ChannelId channel) noexcept;
   [[nodiscard]] bool has_held() const noexcept {
     return !flush_list_.empty() || backend_->has_sends_due();
   }

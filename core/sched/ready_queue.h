@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <new>
 #include <utility>
 #include <vector>
 
@@ -82,13 +83,16 @@ class ReadyQueue {
     ++tail_;
   }
 
-  // Throws std::bad_alloc with the queue unchanged.
-  void push_front(const ReadyEntry& entry) {
-    if (size() == capacity_) [[unlikely]] {
-      grow();
+  // False, with the queue unchanged, when there is no memory for it.
+  [[nodiscard]] bool push_front(const ReadyEntry& entry) noexcept {
+    try {
+      reserve(1);
+    } catch (const std::bad_alloc&) {
+      return false;
     }
     --head_;
     ring_[head_ & (capacity_ - 1)] = entry;
+    return true;
   }
 
   [[nodiscard]] const ReadyEntry& front() const noexcept {

@@ -82,7 +82,7 @@ TEST(ReadyQueue, TakesBackWhatWasPopped) {
   }
   const ReadyEntry first = queue.pop();
   queue.push(ReadyEntry::of_token(token_of(65)));
-  queue.push_front(first);  // The ring is full.
+  ASSERT_TRUE(queue.push_front(first)) << "the ring is full and grows";
   ASSERT_EQ(queue.size(), 65U);
   for (std::uintptr_t i = 1; i <= 65; ++i) {
     EXPECT_EQ(number_of(queue.pop()), i);
@@ -91,8 +91,8 @@ TEST(ReadyQueue, TakesBackWhatWasPopped) {
 
 TEST(ReadyQueue, PutsAnEntryInFrontWhenNoneWasPopped) {
   ReadyQueue queue;
-  queue.push_front(ReadyEntry::of_token(token_of(2)));
-  queue.push_front(ReadyEntry::of_token(token_of(1)));
+  ASSERT_TRUE(queue.push_front(ReadyEntry::of_token(token_of(2))));
+  ASSERT_TRUE(queue.push_front(ReadyEntry::of_token(token_of(1))));
   EXPECT_EQ(number_of(queue.pop()), 1U);
   EXPECT_EQ(number_of(queue.pop()), 2U);
   EXPECT_TRUE(queue.empty());

@@ -46,7 +46,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         queue.reserve(operations.byte());
         break;
       case 3:
-        queue.push_front(ReadyEntry::of_token(reinterpret_cast<cpploop::Token>(++next)));
+        FUZZ_CHECK(
+            queue.push_front(ReadyEntry::of_token(reinterpret_cast<cpploop::Token>(++next))));
         model.push_front(next);
         break;
       default:
