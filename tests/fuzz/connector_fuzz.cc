@@ -4,7 +4,6 @@
 #include <optional>
 #include <vector>
 
-#include "core/backend/scripted_backend.h"
 #include "core/net/connector.h"
 #include "tests/fuzz/fuzz_host.h"
 #include "tests/fuzz/operations.h"
@@ -18,7 +17,6 @@ namespace {
 using namespace cpploop;  // NOLINT(google-build-using-namespace): a program of one file.
 
 constexpr int kFirstFd = 100;  // The scripted kernel asks for no open descriptor.
-constexpr int kDepthLimit = 4;
 
 class Attempts;
 
@@ -58,44 +56,16 @@ class Attempt final : public ConnectSink {
   int holds_ = 0;
 };
 
-class Attempts {
+class Attempts final : public fuzz::EngineTarget {
  public:
-  explicit Attempts(fuzz::Operations& operations)
-      : operations_(operations),
-        engine_(host_, std::make_unique<WakeupInbox>(), std::unique_ptr<Backend>(backend_)) {
-    backend_->set_recording(false);
-    engine_.set_clock(&clock_);
+  explicit Attempts(fuzz::Operations& operations) : EngineTarget(operations) {
     for (std::size_t i = 0; i < attempts_.size(); ++i) {
       attempts_[i].place(*this, kFirstFd + static_cast<int>(i));
     }
   }
-  Attempts(const Attempts&) = delete;
-  Attempts& operator=(const Attempts&) = delete;
-  ~Attempts() { engine_.close(); }
-
-  void run() {
-    while (!operations_.over()) {
-      if (operations_.below(3) == 0) {
-        fuzz::turn(engine_, [this] { some_operations(); });
-      } else {
-        operation();
-      }
-    }
-    finish();
-  }
-
-  void some_operations() {
-    if (depth_ < kDepthLimit) {
-      ++depth_;
-      for (std::size_t count = operations_.below(4); count > 0; --count) {
-        operation();
-      }
-      --depth_;
-    }
-  }
 
  private:
-  void operation() {
+  void operation() override {
     Attempt& attempt = attempts_[operations_.below(attempts_.size())];
     switch (operations_.below(6)) {
       case 0:
@@ -128,7 +98,7 @@ class Attempts {
     backend_->next_poll({.events = std::move(events)});
   }
 
-  void finish() {
+  void finish() override {
     for (Attempt& attempt : attempts_) {
       attempt.finish_with(*backend_, 0);
     }
@@ -153,13 +123,7 @@ class Attempts {
     return false;
   }
 
-  fuzz::Operations& operations_;
-  fuzz::FuzzHost host_;
-  FakeClock clock_;
-  ScriptedBackend* backend_ = new ScriptedBackend(&clock_);
-  Engine engine_;
   std::array<Attempt, 4> attempts_;
-  int depth_ = 0;
 };
 
 // As a socket that is closed and made again: the number stays, the file is another.
@@ -194,8 +158,5 @@ void Attempt::on_connected(int error) {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  cpploop::fuzz::Operations operations(data, size);
-  Attempts attempts(operations);
-  attempts.run();
-  return 0;
+  return cpploop::fuzz::run_input<Attempts>(data, size);
 }

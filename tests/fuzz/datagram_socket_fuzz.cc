@@ -4,7 +4,6 @@
 #include <memory>
 #include <string>
 
-#include "core/backend/scripted_backend.h"
 #include "core/net/datagram_socket.h"
 #include "tests/fuzz/fuzz_host.h"
 #include "tests/fuzz/operations.h"
@@ -20,7 +19,6 @@ namespace {
 using namespace cpploop;  // NOLINT(google-build-using-namespace): a program of one file.
 
 constexpr std::size_t kHeader = 8;
-constexpr int kDepthLimit = 4;
 constexpr unsigned kDatagramsLimit = 4000;
 
 // The number, and as many letters behind it as make sizes differ.
@@ -32,13 +30,9 @@ constexpr unsigned kDatagramsLimit = 4000;
   return static_cast<unsigned>(std::stoul(text));
 }
 
-class Target final : public DatagramEvents {
+class Target final : public fuzz::EngineTarget, public DatagramEvents {
  public:
-  explicit Target(fuzz::Operations& operations)
-      : operations_(operations),
-        engine_(host_, std::make_unique<WakeupInbox>(), std::unique_ptr<Backend>(backend_)) {
-    backend_->set_recording(false);
-    engine_.set_clock(&clock_);
+  explicit Target(fuzz::Operations& operations) : EngineTarget(operations) {
     const auto sizes =
         operations_.below(4) == 0 ? DatagramSocket::Sizes::any : DatagramSocket::Sizes::fit_a_slot;
     socket_ = std::make_unique<DatagramSocket>(
@@ -46,26 +40,10 @@ class Target final : public DatagramEvents {
     fd_ = socket_->fd();
     socket_->start_reading();
   }
-  Target(const Target&) = delete;
-  Target& operator=(const Target&) = delete;
-  virtual ~Target() {
+  ~Target() override {
     FUZZ_CHECK(holds_ == 0);
     socket_.reset();
     FUZZ_CHECK(owners_ == 0);
-    FUZZ_CHECK(engine_.backend().attached_count() == 0);
-    engine_.close();
-  }
-
-  void run() {
-    while (!operations_.over()) {
-      if (operations_.below(3) == 0) {
-        fuzz::turn(engine_, [this] { some_operations(); });
-      } else {
-        operation();
-      }
-      check();
-    }
-    finish();
   }
 
   void hold() noexcept override { ++holds_; }
@@ -119,17 +97,7 @@ class Target final : public DatagramEvents {
   }
 
  private:
-  void some_operations() {
-    if (depth_ < kDepthLimit) {
-      ++depth_;
-      for (std::size_t count = operations_.below(4); count > 0; --count) {
-        operation();
-      }
-      --depth_;
-    }
-  }
-
-  void operation() {
+  void operation() override {
     switch (operations_.below(14)) {
       case 0:
       case 1:
@@ -223,7 +191,7 @@ class Target final : public DatagramEvents {
   }
 
   // Only between the input's operations: inside them a datagram may be neither here nor there.
-  void check() {
+  void check() override {
     const auto& out = backend_->sent_datagrams(fd_);
     for (; checked_ < out.size(); ++checked_) {
       const unsigned number = number_of(out[checked_]);
@@ -244,7 +212,7 @@ class Target final : public DatagramEvents {
 
   // With the input over nobody disturbs any more: what is queued must leave, what came must be
   // delivered, and a closing socket must end.
-  void finish() {
+  void finish() override {
     (void)socket_->resume_reading();
     for (int i = 0; i < 100'000 && !settled(); ++i) {
       backend_->make_room(fd_);
@@ -261,11 +229,6 @@ class Target final : public DatagramEvents {
            (socket_->is_closing() || received_ + socket_->dropped() == brought_);
   }
 
-  fuzz::Operations& operations_;
-  fuzz::FuzzHost host_;
-  FakeClock clock_;
-  ScriptedBackend* backend_ = new ScriptedBackend(&clock_);
-  Engine engine_;
   std::unique_ptr<DatagramSocket> socket_;
   int fd_ = -1;
   unsigned sent_ = 0;
@@ -277,7 +240,6 @@ class Target final : public DatagramEvents {
   std::size_t checked_ = 0;
   int owners_ = 0;
   int holds_ = 0;
-  int depth_ = 0;
   bool aborted_ = false;
   bool lost_ = false;
   bool writing_paused_ = false;
@@ -286,8 +248,5 @@ class Target final : public DatagramEvents {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  cpploop::fuzz::Operations operations(data, size);
-  Target target(operations);
-  target.run();
-  return 0;
+  return cpploop::fuzz::run_input<Target>(data, size);
 }

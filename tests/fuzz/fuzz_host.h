@@ -4,6 +4,7 @@
 #include <memory>
 #include <utility>
 
+#include "core/backend/scripted_backend.h"
 #include "core/engine.h"
 #include "tests/fuzz/operations.h"
 
@@ -35,5 +36,64 @@ inline void turn(Engine& engine, FuzzHost::Function function) {
   engine.push_ready(ReadyEntry::of_token(new FuzzHost::Function(std::move(function))));
   FUZZ_CHECK(engine.turn() == 0);
 }
+
+// An engine on a scripted kernel, driven by the input between its turns, in them, and in the
+// callbacks of what is tested.
+class EngineTarget {
+ public:
+  EngineTarget(const EngineTarget&) = delete;
+  EngineTarget& operator=(const EngineTarget&) = delete;
+  virtual ~EngineTarget() {
+    FUZZ_CHECK(engine_.backend().attached_count() == 0);
+    engine_.close();
+  }
+
+  void run() {
+    while (!operations_.over()) {
+      if (operations_.below(3) == 0) {
+        turn(engine_, [this] { some_operations(); });
+      } else {
+        operation();
+      }
+      check();
+    }
+    finish();
+  }
+  // What a callback does.
+  void some_operations() {
+    if (depth_ < kDepthLimit) {
+      ++depth_;
+      for (std::size_t count = operations_.below(4); count > 0; --count) {
+        operation();
+      }
+      --depth_;
+    }
+  }
+
+ protected:
+  explicit EngineTarget(Operations& operations)
+      : operations_(operations),
+        engine_(host_, std::make_unique<WakeupInbox>(), std::unique_ptr<Backend>(backend_)) {
+    backend_->set_recording(false);
+    engine_.set_clock(&clock_);
+  }
+
+  virtual void operation() = 0;
+  // Between the input's operations.
+  virtual void check() {}
+  // With the input over.
+  virtual void finish() = 0;
+
+  Operations& operations_;
+  FuzzHost host_;
+  FakeClock clock_;
+  ScriptedBackend* backend_ = new ScriptedBackend(&clock_);
+  Engine engine_;
+
+ private:
+  static constexpr int kDepthLimit = 4;
+
+  int depth_ = 0;
+};
 
 }  // namespace cpploop::fuzz

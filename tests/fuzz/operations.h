@@ -33,4 +33,13 @@ class Operations {
   const std::uint8_t* end_;
 };
 
+// What libFuzzer calls, for a Target that is made with the operations and has run().
+template <typename Target>
+[[nodiscard]] int run_input(const std::uint8_t* data, std::size_t size) {
+  Operations operations(data, size);
+  Target target(operations);
+  target.run();
+  return 0;
+}
+
 }  // namespace cpploop::fuzz

@@ -145,8 +145,5 @@ class Target {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  cpploop::fuzz::Operations operations(data, size);
-  Target target(operations);
-  target.run();
-  return 0;
+  return cpploop::fuzz::run_input<Target>(data, size);
 }

@@ -6,7 +6,6 @@
 #include <string>
 #include <vector>
 
-#include "core/backend/scripted_backend.h"
 #include "core/net/stream_socket.h"
 #include "tests/fuzz/fuzz_host.h"
 #include "tests/fuzz/operations.h"
@@ -21,40 +20,20 @@ namespace {
 using namespace cpploop;  // NOLINT(google-build-using-namespace): a program of one file.
 
 constexpr std::size_t kBytesLimit = 1 << 20;
-constexpr int kDepthLimit = 4;
 
-class Target final : public StreamEvents {
+class Target final : public fuzz::EngineTarget, public StreamEvents {
  public:
   explicit Target(fuzz::Operations& operations)
-      : operations_(operations),
-        engine_(host_, std::make_unique<WakeupInbox>(), std::unique_ptr<Backend>(backend_)),
+      : EngineTarget(operations),
         socket_(std::make_unique<StreamSocket>(
             engine_, UniqueFd(::open("/dev/null", O_RDWR | O_CLOEXEC)), *this)),
         fd_(socket_->fd()) {
-    backend_->set_recording(false);
-    engine_.set_clock(&clock_);
     socket_->start_reading();
   }
-  Target(const Target&) = delete;
-  Target& operator=(const Target&) = delete;
-  virtual ~Target() {
+  ~Target() override {
     socket_.reset();
     FUZZ_CHECK(owners_ == 0);
     FUZZ_CHECK(holds_ == 0);
-    FUZZ_CHECK(engine_.backend().attached_count() == 0);
-    engine_.close();
-  }
-
-  void run() {
-    while (!operations_.over()) {
-      if (operations_.below(3) == 0) {
-        fuzz::turn(engine_, [this] { some_operations(); });
-      } else {
-        operation();
-      }
-      check();
-    }
-    finish();
   }
 
   void hold() noexcept override { ++holds_; }
@@ -107,17 +86,7 @@ class Target final : public StreamEvents {
   }
 
  private:
-  void some_operations() {
-    if (depth_ < kDepthLimit) {
-      ++depth_;
-      for (std::size_t count = operations_.below(4); count > 0; --count) {
-        operation();
-      }
-      --depth_;
-    }
-  }
-
-  void operation() {
+  void operation() override {
     switch (operations_.below(16)) {
       case 0:
       case 1:
@@ -222,7 +191,7 @@ class Target final : public StreamEvents {
     lost_ = true;
   }
 
-  void check() {
+  void check() override {
     const std::string& sent = backend_->sent(fd_);
     FUZZ_CHECK(written_.compare(0, sent.size(), sent) == 0);
     FUZZ_CHECK(broken_ || sent.size() + socket_->queued_bytes() == written_.size());
@@ -234,7 +203,7 @@ class Target final : public StreamEvents {
 
   // With the input over nobody disturbs any more: what is queued must leave, and a closing
   // connection must end.
-  void finish() {
+  void finish() override {
     for (int i = 0; i < 100'000 && socket_->queued_bytes() != 0; ++i) {
       backend_->make_room(fd_);
       fuzz::turn(engine_, [] {});
@@ -246,11 +215,6 @@ class Target final : public StreamEvents {
     FUZZ_CHECK(lost_ || !writing_paused_);
   }
 
-  fuzz::Operations& operations_;
-  fuzz::FuzzHost host_;
-  FakeClock clock_;
-  ScriptedBackend* backend_ = new ScriptedBackend(&clock_);
-  Engine engine_;
   std::unique_ptr<StreamSocket> socket_;
   int fd_;
   std::vector<char> buffer_ = std::vector<char>(64 * 1024);
@@ -258,7 +222,6 @@ class Target final : public StreamEvents {
   unsigned next_byte_ = 0;
   int owners_ = 0;
   int holds_ = 0;
-  int depth_ = 0;
   bool broken_ = false;  // Something was lost, by an error or an abort.
   bool lost_ = false;
   bool writing_paused_ = false;
@@ -267,8 +230,5 @@ class Target final : public StreamEvents {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  fuzz::Operations operations(data, size);
-  Target target(operations);
-  target.run();
-  return 0;
+  return cpploop::fuzz::run_input<Target>(data, size);
 }
