@@ -315,26 +315,26 @@ PyObject* Loop::stop_trace() {
 }
 
 void Loop::callback_failed(PyObject* handle) {
-  PendingError error = PendingError::take();
-  if (error.must_leave_loop()) {
-    leave_with(std::move(error));
-    return;
-  }
-  Ref result = Ref::steal(PyObject_CallMethodObjArgs(state_.support, state_.str__callback_failed,
-                                                     self_, handle, error.value(), nullptr));
-  if (!result) {
-    leave_with_error();
-  }
+  report_callback(PendingError::take(), "_callback_failed", handle);
 }
 
 void Loop::io_callback_failed(const char* name) {
   PendingError error = PendingError::take();
+  const Ref text = Ref::steal(PyUnicode_FromString(name));
+  if (!text) {
+    leave_with_error();
+    return;
+  }
+  report_callback(std::move(error), "_io_callback_failed", text.get());
+}
+
+void Loop::report_callback(PendingError error, const char* reporter, PyObject* callback) {
   if (error.must_leave_loop()) {
     leave_with(std::move(error));
     return;
   }
-  Ref result = Ref::steal(PyObject_CallMethod(state_.support, "_io_callback_failed", "OsO", self_,
-                                              name, error.value()));
+  Ref result = Ref::steal(
+      PyObject_CallMethod(state_.support, reporter, "OOO", self_, callback, error.value()));
   if (!result) {
     leave_with_error();
   }

@@ -201,6 +201,8 @@ class Loop final : private Host, private Clock {
   std::size_t last_sock_read = 0;  // Bytes of the last sock_recv() or sock_recvfrom().
 
  private:
+  // By the function of this name in the Python half, which tells what callback it was.
+  void report_callback(py::PendingError error, const char* reporter, PyObject* callback);
   // Host.
   void run(Token token) override;
   void drop(Token token) noexcept override;

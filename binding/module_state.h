@@ -11,7 +11,7 @@ namespace cpploop {
 // clang-format off
 #define CPPLOOP_NAMES(X) \
   X(Future) X(Task) X(_accept) X(_accept_exhausted) X(_add_reader) X(_add_writer) X(_attach) \
-  X(_buffer) X(_call_connection_lost) X(_call_eof_received) X(_callback_failed) \
+  X(_buffer) X(_call_connection_lost) X(_call_eof_received) \
   X(_check_callback) X(_control_app_writing) X(_control_ssl_reading) X(_detach) X(_do_flush) \
   X(_do_handshake) X(_do_read) X(_do_shutdown) X(_ensure_fd_no_transport) X(_ensure_resolved) \
   X(_eof) X(_fatal_error) X(_limit) X(_log_closed_pipe_write) X(_log_closed_write) \

@@ -177,17 +177,12 @@ namespace {
 // With this flag the object knows that its descriptor does not block, which it does not ask.
 #if CPPLOOP_HAVE_SOCK_NONBLOCK
 constexpr long kNonBlocking = SOCK_NONBLOCK;
-[[nodiscard]] PyObject* know_as_non_blocking(PyObject* sock) { return sock; }
+[[nodiscard]] bool know_as_non_blocking(PyObject* /*sock*/) { return true; }
 #else
 constexpr long kNonBlocking = 0;
-// Steals the reference, and gives it back unless the object cannot be told.
-[[nodiscard]] PyObject* know_as_non_blocking(PyObject* sock) {
-  Ref told = Ref::steal(PyObject_CallMethod(sock, "setblocking", "O", Py_False));
-  if (!told) {
-    Py_DECREF(sock);
-    return nullptr;
-  }
-  return sock;
+[[nodiscard]] bool know_as_non_blocking(PyObject* sock) {
+  const Ref told = Ref::steal(PyObject_CallMethod(sock, "setblocking", "O", Py_False));
+  return static_cast<bool>(told);
 }
 #endif
 
@@ -207,13 +202,13 @@ PyObject* accepted_socket(ModuleState& state, PyObject* listener, UniqueFd fd) {
     return nullptr;
   }
   PyObject* arguments[] = {family.get(), flagged.get(), proto.get(), number.get()};
-  PyObject* sock =
-      PyObject_Vectorcall(reinterpret_cast<PyObject*>(state.socket_type), arguments, 4, nullptr);
-  if (sock == nullptr) {
+  Ref sock = Ref::steal(
+      PyObject_Vectorcall(reinterpret_cast<PyObject*>(state.socket_type), arguments, 4, nullptr));
+  if (!sock) {
     return nullptr;
   }
   (void)fd.release();
-  return know_as_non_blocking(sock);
+  return know_as_non_blocking(sock.get()) ? sock.release() : nullptr;
 }
 
 }  // namespace cpploop

@@ -11,8 +11,8 @@ namespace cpploop {
 
 // Callbacks from other threads, in the order they came. The consumer arms the inbox before it may
 // block; the first producer that finds it armed disarms it and signals the loop, so a burst of N
-// posts costs one system call. The lock guards the splice and nothing
-// else. Making one throws std::system_error when the kernel has no descriptor to give.
+// posts costs one system call. The lock guards the splice and nothing else. Making one throws
+// std::system_error when the kernel has no descriptor to give.
 class WakeupInbox {
  public:
   [[nodiscard]] int fd() const noexcept { return wakeup_.fd(); }
