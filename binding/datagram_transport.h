@@ -9,6 +9,7 @@
 #include "binding/py/python.h"
 #include "binding/py/ref.h"
 #include "binding/transport_object.h"
+#include "binding/transport_parts.h"
 #include "core/net/datagram_socket.h"
 
 namespace cpploop {
@@ -72,6 +73,12 @@ class DatagramTransport final : public DatagramEvents {
   // DatagramEvents.
   void hold() noexcept override;
   void release() noexcept override;
+  [[nodiscard]] bool owns_descriptor() noexcept override {
+    // The transport and the TransportSocket of get_extra_info() hold it; who else can have closed
+    // it?
+    return Py_REFCNT(python_socket_.get()) <= 2 ||
+           has_descriptor(loop_->state(), python_socket_.get(), fd_);
+  }
   void on_datagram(const Datagram& datagram) override;
   void on_receive_error(int error) override;
   void on_send_error(int error) override;

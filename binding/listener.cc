@@ -13,6 +13,7 @@
 #include "binding/py/guard.h"
 #include "binding/py/python.h"
 #include "binding/stream_transport.h"
+#include "binding/transport_parts.h"
 
 namespace cpploop {
 namespace {
@@ -41,6 +42,7 @@ class ServerListener final : public ListenerEvents {
     if (!context_) {
       return false;
     }
+    fd_ = fd;
     listener_.emplace(loop_.engine().backend(), fd, batch, *this);
     return true;
   }
@@ -80,6 +82,9 @@ class ServerListener final : public ListenerEvents {
     loop_.note_io(self_);
   }
   void release() noexcept override { const Ref self = Ref::steal(self_); }
+  [[nodiscard]] bool owns_descriptor() noexcept override {
+    return has_descriptor(loop_.state(), sock_.get(), fd_);
+  }
 
   [[nodiscard]] bool on_connection(UniqueFd fd, const os::SocketAddress& peer) override {
     loop_.engine().metrics().accepted.add();
@@ -170,6 +175,7 @@ class ServerListener final : public ListenerEvents {
   Loop& loop_;
   std::optional<Listener> listener_;
   Ref sock_;
+  int fd_ = -1;
   Ref factory_;
   Ref server_;
   Ref tls_accept_;

@@ -809,16 +809,18 @@ PyObject* StreamTransport::extra_dict() {
     Ref value = Ref::steal(make());
     return value && PyDict_SetItem(extra, name, value.get()) == 0;
   };
-  const bool complete =
-      add(state.str_socket,
-          [&]() -> PyObject* {
-            Ref sock = Ref::steal(python_socket());
-            return sock ? PyObject_CallMethodOneArg(state.support, state.str__transport_socket,
-                                                    sock.get())
-                        : nullptr;
-          }) &&
-      add(state.str_sockname, [&] { return local_address_.object(); }) &&
-      add(state.str_peername, [&] { return peer_address_.object(); });
+  const bool complete = add(state.str_socket,
+                            [&]() -> PyObject* {
+                              Ref sock = Ref::steal(python_socket());
+                              PyObject* told =
+                                  sock ? PyObject_CallMethodOneArg(
+                                             state.support, state.str__transport_socket, sock.get())
+                                       : nullptr;
+                              socket_told_ = told != nullptr;
+                              return told;
+                            }) &&
+                        add(state.str_sockname, [&] { return local_address_.object(); }) &&
+                        add(state.str_peername, [&] { return peer_address_.object(); });
   return complete ? py::new_ref(extra) : nullptr;
 }
 

@@ -12,6 +12,7 @@
 #include "binding/py/ref.h"
 #include "binding/stream_feed.h"
 #include "binding/transport_object.h"
+#include "binding/transport_parts.h"
 #include "core/net/stream_socket.h"
 
 namespace cpploop {
@@ -105,6 +106,13 @@ class StreamTransport final : public StreamEvents {
   // StreamEvents.
   void hold() noexcept override;
   void release() noexcept override;
+  // Only who holds the Python socket can have closed it.
+  [[nodiscard]] bool shares_descriptor() noexcept override {
+    return python_socket_ && Py_REFCNT(python_socket_.get()) > (socket_told_ ? 2 : 1);
+  }
+  [[nodiscard]] bool owns_descriptor() noexcept override {
+    return !shares_descriptor() || has_descriptor(loop_->state(), python_socket_.get(), fd_);
+  }
   [[nodiscard]] ReceiveBuffer receive_buffer() override;
   void on_bytes(std::size_t count) override;
   void on_end_of_stream() override;
@@ -168,7 +176,8 @@ class StreamTransport final : public StreamEvents {
   bool protocol_connected_ = false;
   bool paused_ = false;
   bool lent_ = false;
-  bool retrying_ = false;  // Inside a writelines() that tries the kernel again.
+  bool socket_told_ = false;  // The TransportSocket of get_extra_info() holds it, too.
+  bool retrying_ = false;     // Inside a writelines() that tries the kernel again.
 };
 
 // `object` must be a stream transport of ours.

@@ -1,6 +1,7 @@
 #include "core/backend/backend.h"
 
 #include <cassert>
+#include <cerrno>
 #include <utility>
 
 namespace cpploop {
@@ -129,25 +130,47 @@ void Backend::unwatch(Channel& channel, Wanted what) noexcept {
   }
 }
 
+// Whether an event is still wanted: what ran since it was collected may have changed that.
+bool Backend::is_due(const Channel& channel, Wanted what) const noexcept {
+  const std::uint64_t since =
+      what == kWantReadable ? channel.readable_since : channel.writable_since;
+  if (!channel.wants(what) || since == polls_) {
+    return false;
+  }
+  if constexpr (ledger::kKept) {
+    // Whoever knows that the number is lost will say so, and will not use it.
+    if (channel.sink->owns_descriptor()) {
+      ledger::delivers(channel.fd, channel.ticket);
+    }
+  }
+  return true;
+}
+
 void Backend::dispatch(ChannelId id, std::uint32_t io_events) {
   Channel* channel = find(id);
   if (channel == nullptr) {
     return;
   }
-  ledger::delivers(channel->fd, channel->ticket);
   Sink* const sink = channel->sink;
   sink->hold();
-  if ((io_events & kIoReadable) != 0 && channel->wants(kWantReadable) &&
-      channel->readable_since != polls_) {
+  if ((io_events & kIoReadable) != 0 && is_due(*channel, kWantReadable)) {
     switch (channel->kind) {
       case Channel::Kind::stream:
         receive(*channel);
         break;
       case Channel::Kind::datagram:
-        receive_datagrams(*channel);
+        if (sink->owns_descriptor()) {
+          receive_datagrams(*channel);
+        } else {
+          static_cast<DatagramSink*>(sink)->on_receive_error(EBADF);
+        }
         break;
       case Channel::Kind::accept:
-        accept(*channel);
+        if (sink->owns_descriptor()) {
+          accept(*channel);
+        } else {
+          static_cast<AcceptSink*>(sink)->on_accept_error(EBADF);
+        }
         break;
       case Channel::Kind::readiness:
         static_cast<ReadinessSink*>(sink)->on_readable();
@@ -159,8 +182,7 @@ void Backend::dispatch(ChannelId id, std::uint32_t io_events) {
   }
   // What ran may have detached the channel, or given its slot to another: look it up again.
   channel = find(id);
-  if (channel != nullptr && (io_events & kIoWritable) != 0 && channel->wants(kWantWritable) &&
-      channel->writable_since != polls_) {
+  if (channel != nullptr && (io_events & kIoWritable) != 0 && is_due(*channel, kWantWritable)) {
     switch (channel->kind) {
       case Channel::Kind::stream:
         static_cast<StreamSink*>(sink)->on_send_ready();

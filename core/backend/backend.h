@@ -45,6 +45,9 @@ class Sink {
  public:
   virtual void hold() noexcept = 0;
   virtual void release() noexcept = 0;
+  // Whether the number is still the file it was taken for. Others may hold the same file, and may
+  // have closed it: then nothing must be read from the number, sent to it or told of it.
+  [[nodiscard]] virtual bool owns_descriptor() noexcept { return true; }
 
  protected:
   ~Sink() = default;
@@ -278,6 +281,7 @@ class Backend {
   };
   static constexpr std::uint32_t kNoSlot = UINT32_MAX;
 
+  [[nodiscard]] bool is_due(const Channel& channel, Wanted what) const noexcept;
   void ask(Channel& channel, Wanted what) noexcept;
   void unask(Channel& channel, Wanted what) noexcept;
 

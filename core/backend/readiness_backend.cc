@@ -65,7 +65,8 @@ int ReadinessBackend::change_now(Channel& channel) noexcept {
   }
   int error = 0;
   if (channel.wanted != 0) {
-    error = register_now(channel);
+    // A number that is lost may be watched for somebody else by now.
+    error = channel.sink->owns_descriptor() ? register_now(channel) : EBADF;
     if (error == 0) {
       note_holder(channel);
     }

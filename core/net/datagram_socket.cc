@@ -1,5 +1,6 @@
 #include "core/net/datagram_socket.h"
 
+#include <cerrno>
 #include <new>
 #include <utility>
 
@@ -60,6 +61,13 @@ bool DatagramSocket::on_datagrams(std::span<const Datagram> datagrams) {
     keep(datagrams.subspan(delivered));
   }
   return is_reading() && held_.empty() && engine_.may_go_on();
+}
+
+void DatagramSocket::on_receive_error(int error) {
+  if (error == EBADF) {
+    engine_.backend().stop_receive(channel_);  // Gone for good: to ask again would be for ever.
+  }
+  events_.on_receive_error(error);
 }
 
 // Delivers until one of them makes the rest wait, or superfluous; how many were delivered.
@@ -151,6 +159,9 @@ void DatagramSocket::deliver_held() {
 
 IoResult DatagramSocket::send(const void* data, std::size_t size,
                               const os::SocketAddress* to) noexcept {
+  if (!owns_descriptor()) {
+    return IoResult::failure(EBADF);
+  }
   const IoResult result = engine_.backend().send_datagram(channel_, data, size, to);
   if (result.ok()) {
     engine_.metrics().bytes_sent.add(size);

@@ -116,8 +116,9 @@ class DatagramSocket final : private DatagramSink, private NativeCallback {
 
   void hold() noexcept override { events_.hold(); }
   void release() noexcept override { events_.release(); }
+  [[nodiscard]] bool owns_descriptor() noexcept override { return events_.owns_descriptor(); }
   [[nodiscard]] bool on_datagrams(std::span<const Datagram> datagrams) override;
-  void on_receive_error(int error) override { events_.on_receive_error(error); }
+  void on_receive_error(int error) override;
   void on_send_ready() override;
   // NativeCallback: delivers what is held.
   void run() override;

@@ -30,6 +30,11 @@ bool Listener::on_accepted(UniqueFd fd, const os::SocketAddress& peer) {
 
 void Listener::on_accept_error(int error) {
   if (!means_exhausted(error)) {
+    if (!owns_descriptor()) {
+      // Closed behind our back, which epoll does not tell of, and neither does asyncio.
+      backend_.stop_accept(channel_);
+      return;
+    }
     events_.on_listener_error(error);
     return;
   }

@@ -40,6 +40,7 @@ class Listener final : private AcceptSink {
  private:
   void hold() noexcept override { events_.hold(); }
   void release() noexcept override { events_.release(); }
+  [[nodiscard]] bool owns_descriptor() noexcept override { return events_.owns_descriptor(); }
   [[nodiscard]] bool on_accepted(UniqueFd fd, const os::SocketAddress& peer) override;
   void on_accept_error(int error) override;
 

@@ -57,6 +57,10 @@ ReceiveBuffer StreamSocket::receive_buffer() {
   if (lost_count_ != 0) {
     return {};
   }
+  if (!owns_descriptor()) {
+    events_.on_receive_error(EBADF);
+    return {};
+  }
   const ReceiveBuffer buffer = events_.receive_buffer();
   receive_capacity_ = buffer.size;
   return buffer;
@@ -119,6 +123,9 @@ bool StreamSocket::sends_at_once(std::size_t size) noexcept {
     return queue_.empty();
   }
   const bool first = note_write();
+  if (events_.shares_descriptor()) {
+    return queue_.empty();
+  }
   return queue_.empty() && first && habit_ != kHabitLearned && (size > kHeldMax || !may_hold());
 }
 
@@ -127,7 +134,7 @@ std::size_t StreamSocket::begin_write(const void* data, std::size_t size) {
     return 0;
   }
   const iovec part{const_cast<void*>(data), size};
-  const IoResult result = engine_.backend().send(channel_, {&part, 1});
+  const IoResult result = send({&part, 1});
   if (result.ok()) {
     const auto sent = static_cast<std::size_t>(result.value);
     engine_.metrics().bytes_sent.add(sent);
@@ -181,6 +188,14 @@ void StreamSocket::flush() {
   }
 }
 
+IoResult StreamSocket::send(std::span<const iovec> parts) noexcept {
+  return owns_descriptor() ? engine_.backend().send(channel_, parts) : IoResult::failure(EBADF);
+}
+
+IoResult StreamSocket::shut_down() noexcept {
+  return owns_descriptor() ? os::shutdown_write(fd_.get()) : IoResult::failure(EBADF);
+}
+
 // Sends from the front until the queue is empty or the kernel takes no more.
 void StreamSocket::send_queue() {
   std::array<iovec, IOV_MAX> parts;  // Filled only as far as it is used.
@@ -190,7 +205,7 @@ void StreamSocket::send_queue() {
     for (const iovec& part : gathered) {
       offered += part.iov_len;
     }
-    const IoResult result = engine_.backend().send(channel_, gathered);
+    const IoResult result = send(gathered);
     if (!result.ok() && !result.would_block()) {
       drop_queue();
       events_.on_send_error(result.error);
@@ -237,12 +252,13 @@ void StreamSocket::on_send_ready() {
     ++lost_count_;
     events_.on_closed_after_flush();
   } else if (eof_) {
-    (void)os::shutdown_write(fd_.get());
+    (void)shut_down();
   }
 }
 
 std::span<const iovec> StreamSocket::parts_to_send(std::span<iovec> room) noexcept {
-  return blocked_ || lost_count_ != 0 ? std::span<const iovec>() : queue_.gather(room);
+  return blocked_ || lost_count_ != 0 || !owns_descriptor() ? std::span<const iovec>()
+                                                            : queue_.gather(room);
 }
 
 bool StreamSocket::on_sent(IoResult result) noexcept {
@@ -315,7 +331,7 @@ IoResult StreamSocket::write_eof() {
     return IoResult::success(0);
   }
   eof_ = true;
-  return queue_.empty() ? os::shutdown_write(fd_.get()) : IoResult::success(0);
+  return queue_.empty() ? shut_down() : IoResult::success(0);
 }
 
 bool StreamSocket::close() {

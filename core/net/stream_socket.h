@@ -22,6 +22,8 @@ class StreamEvents : public Sink {
   virtual void on_end_of_stream() = 0;
   virtual void on_receive_error(int error) = 0;
   virtual void on_send_error(int error) = 0;
+  // Whether somebody else could close the descriptor: then nothing is kept back for later.
+  [[nodiscard]] virtual bool shares_descriptor() noexcept { return false; }
   virtual void on_pause_writing() = 0;
   virtual void on_resume_writing() = 0;
   // A queue that had been waiting for the kernel is empty now.
@@ -122,6 +124,7 @@ class StreamSocket final : private StreamSink {
 
   void hold() noexcept override { events_.hold(); }
   void release() noexcept override { events_.release(); }
+  [[nodiscard]] bool owns_descriptor() noexcept override { return events_.owns_descriptor(); }
   [[nodiscard]] ReceiveBuffer receive_buffer() override;
   void on_received(IoResult result) override;
   void on_send_ready() override;
@@ -133,6 +136,8 @@ class StreamSocket final : private StreamSink {
   // True for the first write of the current callback; keeps the habits' records.
   [[nodiscard]] bool note_write() noexcept;
   void adapt_receive_size(std::size_t received) noexcept;
+  [[nodiscard]] IoResult send(std::span<const iovec> parts) noexcept;
+  [[nodiscard]] IoResult shut_down() noexcept;
   void send_queue();
   void wait_for_kernel() noexcept;
   void maybe_pause_writing();

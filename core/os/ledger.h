@@ -14,6 +14,8 @@ namespace cpploop::ledger {
 
 #ifdef CPPLOOP_FAULTS
 
+inline constexpr bool kKept = true;
+
 using Place = std::source_location;
 
 // What an owner (or somebody who watches a descriptor) keeps to show that it is the one it was.
@@ -43,6 +45,8 @@ void delivers(int fd, const Ticket& ticket) noexcept;
 [[nodiscard]] Figures figures() noexcept;
 
 #else
+
+inline constexpr bool kKept = false;
 
 struct Place {
   static constexpr Place current() noexcept { return {}; }

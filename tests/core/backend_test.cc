@@ -203,6 +203,7 @@ class Receiver final : public StreamSink,
  public:
   void hold() noexcept override { ++holds; }
   void release() noexcept override { --holds; }
+  bool owns_descriptor() noexcept override { return owns; }
   ReceiveBuffer receive_buffer() override {
     if (before_receive) {
       before_receive();
@@ -235,6 +236,7 @@ class Receiver final : public StreamSink,
   std::function<void()> on_any{};
   bool refuses = false;
   bool wants_more = true;
+  bool owns = true;
   int holds = 0;
 
  private:
@@ -879,6 +881,40 @@ TEST(KernelBackend, DetachingLeavesTheNextUserOfTheNumberRegistered) {
   EXPECT_EQ(backend.wait(0).value, 1);
   backend.detach(second);
   EXPECT_EQ(backend.wait(0).value, 0);
+}
+
+TEST(KernelBackend, OwnerThatLostItsNumberDoesNotTakeTheNextUsersRegistration) {
+  WakeupInbox inbox;
+  const auto made = make_backend(BackendChoice::automatic, inbox.fd());
+  Backend& backend = *made;
+  Receiver loser;
+  Receiver receiver;
+  Channel first;
+  Pipe pipe;
+  const int number = pipe.reading.get();
+  backend.attach(first, number, Channel::Kind::accept, static_cast<AcceptSink*>(&loser));
+  backend.start_accept(first, 1);  // Told to the kernel with the next poll.
+  pipe.reading.reset();            // Behind the backend's back.
+  loser.owns = false;
+  Pipe reused;
+  ASSERT_EQ(reused.reading.get(), number);
+  Channel second;
+  backend.attach(second, number, Channel::Kind::readiness, static_cast<ReadinessSink*>(&receiver));
+  ASSERT_EQ(backend.watch(second, kWantReadable), 0);
+  backend.apply_changes();
+  reused.make_readable();
+  ASSERT_TRUE(backend.wait(0).ok());
+  ReadyQueue ready;
+  backend.collect(ready);
+  while (!ready.empty()) {
+    const ReadyEntry entry = ready.pop();
+    backend.dispatch(entry.channel, entry.io_events);
+  }
+  EXPECT_EQ(receiver.log, (Lines{"readable"}));
+  EXPECT_EQ(loser.log, (Lines{"accept error " + std::to_string(EBADF)}));
+  backend.detach(first);
+  EXPECT_EQ(backend.wait(0).value, 1);
+  backend.detach(second);
 }
 
 TEST(KernelBackend, WakeupDescriptorThatIsNoneCannotBeWatched) {

@@ -1012,6 +1012,35 @@ TEST_F(StreamSocketTest, SendErrorDuringCloseEndsItOnce) {
   EXPECT_EQ(socket().lost_count(), 1U);
 }
 
+TEST_F(StreamSocketTest, NothingIsKeptBackWhileSomebodyElseMayCloseTheDescriptor) {
+  owner_.shares = true;
+  loop_.in_callback([&] {
+    owner_.write("a");
+    owner_.write("b");
+    owner_.write("c");
+    EXPECT_EQ(sent(), "abc");
+  });
+}
+
+TEST_F(StreamSocketTest, NumberThatIsLostIsNotWrittenTo) {
+  loop_.in_callback([&] {
+    owner_.write("a");
+    owner_.write("b");
+    owner_.owns = false;
+  });
+  EXPECT_EQ(sent(), "a");
+  EXPECT_EQ(owner_.log, (Lines{"send error " + std::to_string(EBADF), "lost is due"}));
+}
+
+TEST_F(StreamSocketTest, NumberThatIsLostIsNotReadFrom) {
+  socket().start_reading();
+  backend().bring(fd_, "somebody else's");
+  owner_.owns = false;
+  drain();
+  EXPECT_EQ(owner_.received, "");
+  EXPECT_EQ(owner_.log, (Lines{"receive error " + std::to_string(EBADF), "lost is due"}));
+}
+
 TEST_F(StreamSocketTest, LostWritesAreCounted) {
   owner_.abort();
   socket().count_lost_write();

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import support
+from datagrams import DatagramRecorder
 from support import Env, Recorder, attach, turns
 
 
@@ -54,6 +55,17 @@ class FdThief(threading.Thread):
                             os.close(fd)
                         except OSError as exc:
                             self.damage.append(f"a pipe was closed by somebody else: {exc!r}")
+
+
+def udp_pair() -> tuple[socket.socket, socket.socket]:
+    """Two connected UDP sockets that do not block."""
+    first, second = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+    for sock in (first, second):
+        sock.setblocking(False)
+        sock.bind(("127.0.0.1", 0))
+    first.connect(second.getsockname())
+    second.connect(first.getsockname())
+    return first, second
 
 
 @contextlib.contextmanager
@@ -380,6 +392,114 @@ def test_callers_socket_closed_beside_the_transport(run: Any, how: str, newcomer
                     other.close()
                 peer.close()
                 await turns(2)
+
+    run(main)
+
+
+@pytest.mark.parametrize("how", ["write", "gather", "write_eof", "read"])
+def test_callers_socket_closed_under_a_living_transport(run: Any, how: str) -> None:
+    """C1: the number goes to somebody else at once, who gets none of the transport's bytes."""
+
+    async def main(env: Env) -> None:
+        sock, peer = support.unix_pair()
+        rec = Recorder()
+        transport, _ = await attach(sock, rec)
+        fd = sock.fileno()
+        theirs: list[socket.socket] = []
+
+        def closed_and_taken() -> None:
+            sock.close()
+            theirs.extend(support.unix_pair())
+            assert theirs[0].fileno() == fd
+
+        expected = b""
+        if how == "write":
+            transport.write(b"before")
+            closed_and_taken()
+            transport.write(b"after")
+            expected = b"before"
+        elif how == "gather":
+
+            def several() -> None:
+                for piece in (b"one", b"two", b"three"):
+                    transport.write(piece)
+                closed_and_taken()
+
+            env.loop.call_soon(several)
+            expected = b"onetwothree"
+        elif how == "write_eof":
+            closed_and_taken()
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                transport.write_eof()
+        else:
+            peer.send(b"too late")
+            closed_and_taken()
+            theirs[1].send(b"for somebody else")
+        await turns(3)
+        if how != "read":  # What it sent was not read, so it meets a reset.
+            assert support.recv_now(peer) == expected
+        assert support.recv_now(theirs[0]) == (b"for somebody else" if how == "read" else b"")
+        assert support.recv_now(theirs[1]) == b""
+        assert rec.received == b""
+        transport.abort()
+        await rec.until("connection_lost")
+        for end in (peer, *theirs):
+            os.fstat(end.fileno())
+            end.close()
+
+    run(main)
+
+
+def test_callers_datagram_socket_closed_under_a_living_transport(run: Any) -> None:
+    """C1: as above, for datagrams, whose errors the protocol is told."""
+
+    async def main(env: Env) -> None:
+        peer, other = udp_pair()
+        ours = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        ours.setblocking(False)
+        ours.connect(peer.getsockname())
+        rec = DatagramRecorder()
+        transport, _ = await env.loop.create_datagram_endpoint(lambda: rec, sock=ours)
+        await turns(2)
+        fd = ours.fileno()
+        ours.close()
+        theirs = udp_pair()
+        assert theirs[0].fileno() == fd
+        theirs[1].send(b"for somebody else")
+        transport.sendto(b"lost")
+        await turns(3)
+        assert "error_received" in rec.names()
+        assert support.recv_now(theirs[0]) == b"for somebody else"
+        assert support.recv_now(theirs[1]) == b""
+        transport.abort()
+        await rec.until("connection_lost")
+        for end in (peer, other, *theirs):
+            end.close()
+
+    run(main)
+
+
+def test_listener_closed_by_a_cancelled_create_server(run: Any, loop_name: str) -> None:
+    """The next user of the number keeps its registration when the forgotten server sets its own."""
+    support.needs_cpploop(loop_name, "its selector takes the two for one")
+
+    async def main(env: Env) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as somewhere:
+            for _ in range(5):
+                listener = socket.socket()
+                listener.setblocking(False)
+                listener.bind(("127.0.0.1", 0))
+                starting = env.loop.create_server(asyncio.Protocol, sock=listener)
+                assert starting.send(None) is None  # Waits for its turn: it listens already.
+                fd = listener.fileno()
+                listener.close()
+                starting.close()
+                fresh = socket.socket()
+                fresh.setblocking(False)
+                assert fresh.fileno() == fd
+                connecting = env.loop.sock_connect(fresh, somewhere.getsockname())
+                await asyncio.wait_for(connecting, 5 * support.TIME_SCALE)
+                fresh.close()
 
     run(main)
 
