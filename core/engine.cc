@@ -267,7 +267,7 @@ void Engine::run_entry(const ReadyEntry& entry) {
 
 // At the end of a callback that wrote, or that ran while others' writes were held.
 void Engine::after_writing() {
-  const std::int64_t now = monotonic_now_ns();
+  const std::int64_t now = writing_now_ns();
   holding_.callback_over(callback_serial_.get(), now);
   if (flush_after_callback_) {
     flush_gathered();

@@ -109,6 +109,10 @@ class Engine {
     return clock_ == nullptr ? monotonic_now_ns() : clock_->now_ns();
   }
 
+  // For tests: what times the callbacks that write; null for the monotonic clock. Never the loop's
+  // own clock, which may be a program's code and raise.
+  void set_writing_clock(Clock* clock) noexcept { writing_clock_ = clock; }
+
   // Whether io_begins() and io_ended() are called.
   void time_callbacks(bool on) noexcept { timing_ = on; }
 
@@ -121,7 +125,7 @@ class Engine {
   // For a socket's first write in the callback that runs.
   void note_writer() noexcept {
     if (!holding_.timing()) {
-      holding_.start_timing(monotonic_now_ns());
+      holding_.start_timing(writing_now_ns());
     }
     holding_.note_writer();
   }
@@ -172,6 +176,9 @@ class Engine {
   [[nodiscard]] bool has_held() const noexcept {
     return !flush_list_.empty() || backend_->has_sends_due();
   }
+  [[nodiscard]] std::int64_t writing_now_ns() const noexcept {
+    return writing_clock_ == nullptr ? monotonic_now_ns() : writing_clock_->now_ns();
+  }
   void after_writing();
   void flush_gathered();
   void send_what_is_due();
@@ -184,6 +191,7 @@ class Engine {
   TimerHeap timers_;
   ReadinessWatchers watchers_;
   Clock* clock_ = nullptr;
+  Clock* writing_clock_ = nullptr;
   std::vector<StreamSocket*> flush_list_;
   Metrics metrics_;
   Counter callback_serial_{1};

@@ -13,7 +13,7 @@ namespace cpploop {
 //
 // Callbacks that write are timed from their first write on, and those that follow while something
 // is held; which of them were slow says what must not be held. Times are nanoseconds of the
-// monotonic clock. Owned by the loop's thread.
+// monotonic clock, never zero. Owned by the loop's thread.
 class WriteHolding {
  public:
   // A held write waits this long at most, and for the end of the callback that runs then.

@@ -2,9 +2,7 @@
 
 #include <gtest/gtest.h>
 
-#include <chrono>
 #include <string>
-#include <thread>
 
 #include "tests/core/support.h"
 
@@ -21,6 +19,13 @@ using Sizes = std::vector<std::size_t>;
 
 class StreamSocketTest : public ::testing::Test {
  protected:
+  static constexpr std::int64_t kFarNs = 50'000;
+
+  // Callbacks take no time but what a test lets pass.
+  StreamSocketTest() {
+    loop_.clock.set(kNanosecondsPerSecond);
+    loop_.engine.set_writing_clock(&loop_.clock);
+  }
   [[nodiscard]] const std::string& sent() { return backend().sent(fd_); }
   [[nodiscard]] const Sizes& offers() { return backend().offers(fd_); }
   [[nodiscard]] ScriptedBackend& backend() { return *loop_.backend; }
@@ -48,7 +53,7 @@ class StreamSocketTest : public ::testing::Test {
   // Has the socket write in callbacks that are quick and yet far between, and forgets what it
   // wrote.
   void learn_quick() {
-    learn_distance(std::chrono::microseconds(50));
+    learn_distance(kFarNs);
     for (int i = 0; i < 6; ++i) {
       loop_.in_callback([&] { owner_.write("."); });
     }
@@ -63,21 +68,19 @@ class StreamSocketTest : public ::testing::Test {
     loop_.turn();
   }
   // One turn of callbacks of another socket's.
-  void learn_distance(std::chrono::microseconds distance) {
+  void learn_distance(std::int64_t distance_ns) {
     StreamOwner other{loop_.engine, some_fd()};
     for (int i = 0; i < 60; ++i) {
-      loop_.call_soon([&other, distance] {
+      loop_.call_soon([this, &other, distance_ns] {
         other.write(".");
-        const auto until = std::chrono::steady_clock::now() + distance;
-        while (std::chrono::steady_clock::now() < until) {
-        }
+        loop_.clock.advance(distance_ns);
       });
     }
     loop_.turn();
     loop_.turn();  // One with few writers.
   }
   // What makes a callback slow.
-  static void linger() { std::this_thread::sleep_for(std::chrono::milliseconds(15)); }
+  void linger() { loop_.clock.advance(WriteHolding::kSlowNs + 1); }
 
   ScriptedEngine loop_;
   StreamOwner owner_{loop_.engine, some_fd()};
@@ -155,14 +158,14 @@ TEST_F(StreamSocketTest, LargeWriteIsNotHeld) {
 
 TEST_F(StreamSocketTest, WritesThatComeCloseBehindEachOtherAreNotHeld) {
   learn_quick();
-  learn_distance(std::chrono::microseconds(0));
+  learn_distance(0);
   loop_.call_soon([&] { owner_.write("a"); });
   loop_.in_callback([&] { EXPECT_EQ(sent(), "a"); });
 }
 
 TEST_F(StreamSocketTest, WritesOfATurnWithManyWritersAreHeldHoweverCloseTheyAre) {
   learn_quick();
-  learn_distance(std::chrono::microseconds(0));
+  learn_distance(0);
   for (int turn = 0; turn < 2; ++turn) {
     for (int i = 0; i < 32; ++i) {
       loop_.call_soon([&] { owner_.write("."); });
@@ -177,7 +180,7 @@ TEST_F(StreamSocketTest, WritesOfATurnWithManyWritersAreHeldHoweverCloseTheyAre)
 }
 
 TEST_F(StreamSocketTest, NothingIsHeldBeforeFourQuickCallbacks) {
-  learn_distance(std::chrono::microseconds(50));
+  learn_distance(kFarNs);
   for (const char* text : {"1", "2", "3", "4"}) {
     loop_.call_soon([&] { owner_.write(text); });
     loop_.in_callback([&] { EXPECT_EQ(sent().back(), *text); });
@@ -195,6 +198,19 @@ TEST_F(StreamSocketTest, SlowCallbackEndsTheHolding) {
   });
   loop_.in_callback([&] { EXPECT_EQ(sent(), "a") << "a millisecond is the most it waits"; });
   expect_next_write_at_once();
+}
+
+TEST_F(StreamSocketTest, WriteIsHeldForAMillisecondAtMost) {
+  learn_quick();
+  loop_.call_soon([&] {
+    owner_.write("a");
+    loop_.clock.advance(WriteHolding::kLongestNs);
+  });
+  loop_.call_soon([&] {
+    EXPECT_EQ(sent(), "");
+    loop_.clock.advance(1);
+  });
+  loop_.in_callback([&] { EXPECT_EQ(sent(), "a"); });
 }
 
 TEST_F(StreamSocketTest, SlowCallbackThatWritesNothingEndsTheHoldingToo) {
