@@ -718,6 +718,8 @@ async def transport_pair(
     except BaseException:
         peer.close()
         raise
+    # As where the loop made it: of a socket that somebody else has, too, no write is put off.
+    del sock
     try:
         yield transport, peer
     finally:
