@@ -236,7 +236,7 @@ def test_object_new_is_refused(name: str) -> None:
 
 
 def test_a_live_loop_survives_wrong_calls() -> None:
-    run(
+    out = run(
         """
         sys.argv[1:] = ["Loop"]
         loop = cpploop.new_event_loop()
@@ -262,6 +262,7 @@ def test_a_live_loop_survives_wrong_calls() -> None:
         """,
         "Loop",
     )
+    assert out == "alive\n"
 
 
 def test_a_live_transport_survives_wrong_calls() -> None:
