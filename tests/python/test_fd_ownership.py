@@ -214,33 +214,48 @@ def test_close_and_reuse_inside_one_poll_batch(run: Any) -> None:
     """C4: events of a closed descriptor, whose number is taken again in the turn, are dropped."""
 
     async def main() -> None:
+        loop = asyncio.get_running_loop()
         for _ in range(20):
             pairs = [support.unix_pair() for _ in range(6)]
             recorders = [Recorder() for _ in pairs]
             for (sock, _), rec in zip(pairs, recorders, strict=True):
                 await attach(sock, rec)
+            numbers = {sock.fileno() for sock, _ in pairs}
             fresh: list[Any] = []
+            stale: list[int] = []
 
             def first_event(
-                rec: Recorder, data: bytes, recorders: Any = recorders, fresh: Any = fresh
+                rec: Recorder,
+                data: bytes,
+                pairs: Any = pairs,
+                recorders: Any = recorders,
+                fresh: Any = fresh,
+                stale: Any = stale,
             ) -> None:
                 if fresh:
                     return
-                # Everybody else dies in this very turn, and their numbers live again.
-                for other in recorders:
+                # Everybody else dies in this very turn, and their numbers live again, watched.
+                for (sock, _), other in zip(pairs, recorders, strict=True):
                     if other is not rec:
                         other.transport.abort()
+                        sock.close()
                 fresh.extend(support.unix_pair() for _ in range(6))
+                for sock, _ in fresh:
+                    loop.add_reader(sock, stale.append, sock.fileno())
 
             for rec in recorders:
                 rec.on["data_received"] = first_event
             for number, (_, peer) in enumerate(pairs):
                 peer.send(b"to %d" % number)
             await asyncio.sleep(0.005)
+            assert numbers & {sock.fileno() for sock, _ in fresh}
             delivered = [(n, bytes(rec.received)) for n, rec in enumerate(recorders)]
             delivered = [item for item in delivered if item[1]]
             assert len(delivered) == 1
             assert delivered[0][1] == b"to %d" % delivered[0][0]
+            assert stale == []
+            for sock, _ in fresh:
+                assert loop.remove_reader(sock)
             # The newcomers are untouched: nobody read from them.
             late = [Recorder() for _ in fresh]
             for (sock, peer), rec in zip(fresh, late, strict=True):
@@ -270,7 +285,7 @@ def test_transport_closed_and_its_number_watched_in_the_same_turn(run: Any) -> N
             fd = sock.fileno()
             peer.send(b"old")
             rec.transport.abort()
-            await turns(2)
+            sock.close()
             reading, writing = os.pipe()
             events: list[bytes] = []
             if reading != fd:
