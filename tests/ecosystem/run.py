@@ -8,7 +8,8 @@
     tests/ecosystem/run.py --docs                     writes docs/dev/ecosystem.md from what has run
 
 Whatever passes on asyncio must pass on cpploop, save what exceptions.toml lists with its reason.
-Exits 0 when that holds, 1 when it does not, 2 when a run itself could not be made.
+Exits 0 when that holds, 1 when it does not, 2 when a run itself could not be made, and 77 when
+every suite was skipped, because what it takes is not to be had.
 """
 
 from __future__ import annotations
@@ -44,6 +45,14 @@ RETRY_LIMIT = 60
 TRIES = 2
 # What an index of packages refuses once, it may give a little later.
 PAUSES_S = (5, 30)
+# What pip says in the end when it could not fetch or find a package. Its warnings are of attempts
+# that others may have followed.
+UNOBTAINABLE = re.compile(
+    r"^(?!\s*WARNING).*(Could not find a version|No matching distribution|HTTP error|Client Error"
+    r"|Server Error|Max retries exceeded|timed out|Connection broken|incomplete-download)",
+    re.MULTILINE,
+)
+SKIPPED = 77
 
 
 class RunError(Exception):
@@ -211,7 +220,10 @@ def end_of(log: Path) -> str:
 
 
 def make_environment(command: list[Any]) -> None:
-    """Raises GoneError with the end of what COMMAND said, when it failed and failed again."""
+    """Raises the end of what COMMAND said, when it failed and failed again.
+
+    As GoneError where a package is not to be had, as RunError where anything else went wrong.
+    """
     for pause_s in (*PAUSES_S, None):
         made = subprocess.run(
             [str(word) for word in command],
@@ -225,7 +237,8 @@ def make_environment(command: list[Any]) -> None:
             return
         if pause_s is not None:
             time.sleep(pause_s)
-    raise sources.GoneError(f"the environment could not be made:\n{made.stdout[-2000:]}")
+    error = sources.GoneError if UNOBTAINABLE.search(made.stdout) else RunError
+    raise error(f"the environment could not be made:\n{made.stdout[-2000:]}")
 
 
 def with_localhost() -> list[str]:
@@ -384,7 +397,7 @@ def try_suite(name: str, arguments: argparse.Namespace, entries: list[Entry]) ->
     except sources.GoneError as error:
         say(f"ecosystem {name}: SKIPPED: {error}")
         say("0 passed, 0 failed, 1 skipped")
-        return 0
+        return SKIPPED
     except (RunError, sources.SourceError, OSError, ValueError) as error:
         say(f"ecosystem {name}: cannot run: {type(error).__name__}: {error}")
         say("0 passed, 1 failed, 0 skipped")
@@ -486,11 +499,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> int:
     arguments = parse_arguments(argv)
-    status = 0
     try:
         entries = load_exceptions(HERE / "exceptions.toml")
-        for name in arguments.suites:
-            status = max(status, try_suite(name, arguments, entries))
+        statuses = [try_suite(name, arguments, entries) for name in arguments.suites]
         if arguments.docs:
             results_page.write(BUILD, REPO / "docs/dev/ecosystem.md", SUITES)
     except (RunError, OSError, ValueError) as error:
@@ -498,7 +509,10 @@ def main(argv: list[str]) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    return status
+    if statuses and set(statuses) == {SKIPPED}:
+        say("skipped: nothing that was asked for is to be had")
+        return SKIPPED
+    return max((status for status in statuses if status != SKIPPED), default=0)
 
 
 if __name__ == "__main__":
