@@ -408,12 +408,12 @@ def test_writelines_of_very_many_pieces(run: Any) -> None:
 
 
 def test_callbacks_that_call_the_transport_again_and_again(run: Any) -> None:
-    """pause_writing that writes, resume_writing that writes: deep, but not on the C stack."""
+    """resume_writing that writes more than the kernel takes, and so is paused and resumed again."""
 
     async def main(env: Env) -> None:
         done = asyncio.get_running_loop().create_future()
 
-        class Restless(asyncio.Protocol):
+        class Endless(asyncio.Protocol):
             calls = 0
 
             def connection_made(self, transport: Any) -> None:
@@ -422,8 +422,8 @@ def test_callbacks_that_call_the_transport_again_and_again(run: Any) -> None:
                 transport.write(bytes(8 << 20))
 
             def resume_writing(self) -> None:
-                Restless.calls += 1
-                if Restless.calls == 50:
+                Endless.calls += 1
+                if Endless.calls == 50:
                     # Not from within: asyncio before 3.14 stumbles over that.
                     asyncio.get_running_loop().call_soon(self.transport.close)
                     return
@@ -433,15 +433,80 @@ def test_callbacks_that_call_the_transport_again_and_again(run: Any) -> None:
             def connection_lost(self, exc: Exception | None) -> None:
                 done.set_result(exc)
 
-        server, address = await serve(Restless)
+        server, address = await serve(Endless)
         received = 0
         reader, writer = await asyncio.open_connection(*address, limit=1 << 22)
         while data := await reader.read(1 << 22):
             received += len(data)
         assert await done is None
-        assert received == Restless.calls * (8 << 20)
+        assert received == Endless.calls * (8 << 20)
         writer.close()
         server.close()
+
+    run(main, timeout=60)
+
+
+class Restless(asyncio.Protocol):
+    """Writes whenever it is paused or resumed, and makes room for it first."""
+
+    def __init__(self, peer: socket.socket, how: str, limit: int) -> None:
+        self.peer = peer
+        self.how = how
+        self.limit = limit
+        self.calls = self.depth = self.deepest = 0
+        self.sent = self.received = 0
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        transport.set_write_buffer_limits(high=0)
+
+    def pause_writing(self) -> None:
+        self.write(b"x")
+
+    def resume_writing(self) -> None:
+        # More than the kernel takes, so that writing pauses again, and from within.
+        self.write(bytes(16 * 1024))
+
+    def write(self, data: bytes) -> None:
+        self.calls += 1
+        self.depth += 1
+        self.deepest = max(self.deepest, self.depth)
+        if self.calls < self.limit:
+            self.read_all()
+            self.sent += len(data)
+            if self.how == "write":
+                self.transport.write(data)
+            else:
+                self.transport.writelines([data])
+        self.depth -= 1
+
+    def read_all(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while data := self.peer.recv(1 << 16):
+                self.received += len(data)
+
+
+@pytest.mark.parametrize("how", ["write", "writelines"])
+def test_pause_and_resume_that_write_do_not_nest(run: Any, loop_name: str, how: str) -> None:
+    """With a high mark of zero and a peer that has read everything by then, thousands of times."""
+    if how == "writelines" and not support.asyncio_writelines_has("_maybe_pause_protocol"):
+        support.needs_cpploop(loop_name, "its writelines() pauses nobody")
+
+    async def main() -> None:
+        ours, peer = support.unix_pair()
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        protocol = Restless(peer, how, limit=5000)
+        with peer:
+            await support.attach(ours, protocol)
+            protocol.resume_writing()
+            while protocol.calls < protocol.limit or protocol.received < protocol.sent:
+                protocol.read_all()
+                await asyncio.sleep(0)
+            assert protocol.received == protocol.sent
+            # One may call the other, and that is all.
+            assert protocol.deepest == 2
+            protocol.transport.abort()
+            await support.turns(3)
 
     run(main, timeout=60)
 
