@@ -255,8 +255,8 @@ def test_run_coroutine_threadsafe(loop: Any) -> None:
 
 def test_stop_from_another_thread_needs_the_wake_up(loop: Any) -> None:
     thread = threading.Timer(0.05, loop.call_soon_threadsafe, (loop.stop,))
-    thread.start()
     started = time.monotonic()
+    thread.start()
     loop.run_forever()
     thread.join()
     assert 0.04 < time.monotonic() - started < 10
