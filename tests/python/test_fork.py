@@ -184,8 +184,9 @@ def test_closing_while_the_loop_does_not_run() -> None:
         first, second = socket.socketpair()
         first.setblocking(False)
         seen = []
-        loop.add_reader(first, lambda: seen.append(first.recv(10)))
+        loop.add_reader(first, lambda: (seen.append(first.recv(10)), loop.stop()))
         loop.call_later(0.02, seen.append, "timer")
+        loop.call_later(0.05, second.send, b"x")
 
         def child():
             loop.close()
@@ -193,8 +194,7 @@ def test_closing_while_the_loop_does_not_run() -> None:
             print(loop.is_closed(), "closed=True" in repr(loop))
 
         print(in_child(child))
-        threading.Timer(0.05, second.send, (b"x",)).start()
-        threading.Timer(0.1, loop.call_soon_threadsafe, (loop.stop,)).start()
+        loop.call_later(20, loop.stop)
         loop.run_forever()
         print(seen)
         loop.remove_reader(first)

@@ -255,7 +255,7 @@ def test_half_open_handshakes_do_not_stop_the_others(run: Any, certs: support.Ce
             "127.0.0.1",
             0,
             ssl=certs.server_context(),
-            ssl_handshake_timeout=2,
+            ssl_handshake_timeout=2 * support.TIME_SCALE,
             backlog=1024,
         )
         address = server.sockets[0].getsockname()

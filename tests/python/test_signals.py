@@ -51,14 +51,36 @@ def run_for(loop: Any, seconds: float) -> None:
     loop.run_forever()
 
 
+def stopping(loop: Any, handler: Callable[..., Any]) -> Callable[..., Any]:
+    """A handler that ends run_until_stopped()."""
+
+    def called(*args: Any) -> None:
+        loop.stop()
+        handler(*args)
+
+    return called
+
+
+def run_until_stopped(loop: Any) -> None:
+    """Runs until a handler stops the loop, and two turns more for what comes too often."""
+    guard = loop.call_later(10 * support.TIME_SCALE, loop.stop)
+    loop.run_forever()
+    guard.cancel()
+    run_once(loop, 2)
+
+
 # --------------------------------------------------------------------------- add_signal_handler
 
 
 def test_a_handler_runs_in_the_loop(loop: Any) -> None:
     seen: list[Any] = []
-    loop.add_signal_handler(SIGNAL, lambda *args: seen.append((args, loop.is_running())), 1, "two")
+
+    def note(*args: Any) -> None:
+        seen.append((args, loop.is_running()))
+
+    loop.add_signal_handler(SIGNAL, stopping(loop, note), 1, "two")
     loop.call_soon(send)
-    run_for(loop, 0.05)
+    run_until_stopped(loop)
     assert seen == [((1, "two"), True)]
     assert loop.remove_signal_handler(SIGNAL) is True
     assert loop.remove_signal_handler(SIGNAL) is False
@@ -78,20 +100,20 @@ def test_wakes_a_loop_blocked_in_the_poll(loop: Any) -> None:
 
 def test_a_signal_before_the_loop_runs(loop: Any) -> None:
     seen: list[int] = []
-    loop.add_signal_handler(SIGNAL, seen.append, 1)
+    loop.add_signal_handler(SIGNAL, stopping(loop, seen.append), 1)
     send()
     assert seen == []
-    run_for(loop, 0.02)
+    run_until_stopped(loop)
     assert seen == [1]
     loop.remove_signal_handler(SIGNAL)
 
 
 def test_the_last_handler_set_wins(loop: Any) -> None:
     seen: list[str] = []
-    loop.add_signal_handler(SIGNAL, seen.append, "first")
-    loop.add_signal_handler(SIGNAL, seen.append, "second")
+    loop.add_signal_handler(SIGNAL, stopping(loop, seen.append), "first")
+    loop.add_signal_handler(SIGNAL, stopping(loop, seen.append), "second")
     loop.call_soon(send)
-    run_for(loop, 0.02)
+    run_until_stopped(loop)
     loop.remove_signal_handler(SIGNAL)
     assert seen == ["second"]
 
@@ -101,11 +123,11 @@ def test_removed_between_the_signal_and_its_turn() -> None:
         seen: list[int] = []
         with open_loop(factory) as loop:
             loop.add_signal_handler(SIGNAL, seen.append, 1)
-            loop.add_signal_handler(signal.SIGUSR2, seen.append, 2)
+            loop.add_signal_handler(signal.SIGUSR2, stopping(loop, seen.append), 2)
             send()
             send(signal.SIGUSR2)
             loop.remove_signal_handler(SIGNAL)
-            run_for(loop, 0.02)
+            run_until_stopped(loop)
             loop.remove_signal_handler(signal.SIGUSR2)
         return seen
 
@@ -114,19 +136,24 @@ def test_removed_between_the_signal_and_its_turn() -> None:
 
 def test_several_signals(loop: Any) -> None:
     seen: list[int] = []
-    for number in (SIGNAL, signal.SIGUSR2, signal.SIGALRM, signal.SIGCHLD):
-        loop.add_signal_handler(number, seen.append, int(number))
+    numbers = (signal.SIGUSR2, SIGNAL, signal.SIGALRM, signal.SIGCHLD)
+
+    def note(number: int) -> None:
+        seen.append(number)
+        if len(seen) == len(numbers):
+            loop.stop()
+
+    for number in numbers:
+        loop.add_signal_handler(number, note, int(number))
 
     def send_all() -> None:
-        for number in (signal.SIGUSR2, SIGNAL, signal.SIGALRM, signal.SIGCHLD):
+        for number in numbers:
             send(number)
 
     loop.call_soon(send_all)
-    run_for(loop, 0.05)
-    assert sorted(seen) == sorted(
-        map(int, (SIGNAL, signal.SIGUSR2, signal.SIGALRM, signal.SIGCHLD))
-    )
-    for number in (SIGNAL, signal.SIGUSR2, signal.SIGALRM, signal.SIGCHLD):
+    run_until_stopped(loop)
+    assert sorted(seen) == sorted(map(int, numbers))
+    for number in numbers:
         assert loop.remove_signal_handler(number)
 
 
@@ -139,9 +166,12 @@ def test_many_signals_in_a_row(loop: Any) -> None:
         send()
         if left:
             loop.call_soon(storm, left - 1)
+        else:
+            # Each was sent and noted before the next; the loop has yet to read of the last.
+            loop.call_later(0.05, loop.stop)
 
     loop.call_soon(storm, 3000)
-    run_for(loop, 0.3)
+    loop.run_forever()
     loop.remove_signal_handler(SIGNAL)
     # Signals of one kind may coalesce, but most come singly, and the last must arrive.
     assert len(seen) > 1000
@@ -150,9 +180,9 @@ def test_many_signals_in_a_row(loop: Any) -> None:
 def test_sigchld_is_allowed(loop: Any) -> None:
     """asyncio lets SIGCHLD have a handler; children run as well."""
     seen: list[int] = []
-    loop.add_signal_handler(signal.SIGCHLD, seen.append, 1)
+    loop.add_signal_handler(signal.SIGCHLD, stopping(loop, seen.append), 1)
     subprocess.run([sys.executable, "-S", "-c", ""], check=True)
-    run_for(loop, 0.05)
+    run_until_stopped(loop)
     loop.remove_signal_handler(signal.SIGCHLD)
     assert seen
 
@@ -162,20 +192,19 @@ def test_a_handler_that_raises(loop: Any) -> None:
         raise LookupError("in the handler")
 
     with reported(loop) as contexts:
-        loop.add_signal_handler(SIGNAL, fail)
-        loop.call_soon(send)
-        run_for(loop, 0.02)
-        loop.call_soon(send)
-        run_for(loop, 0.02)
+        loop.add_signal_handler(SIGNAL, stopping(loop, fail))
+        for _ in range(2):
+            loop.call_soon(send)
+            run_until_stopped(loop)
         loop.remove_signal_handler(SIGNAL)
     assert [str(context["exception"]) for context in contexts] == ["in the handler"] * 2
 
 
 def test_a_sigint_handler_replaces_keyboard_interrupt(loop: Any) -> None:
     seen: list[int] = []
-    loop.add_signal_handler(signal.SIGINT, seen.append, 1)
+    loop.add_signal_handler(signal.SIGINT, stopping(loop, seen.append), 1)
     loop.call_soon(send, signal.SIGINT)
-    run_for(loop, 0.02)
+    run_until_stopped(loop)
     assert seen == [1]
     loop.remove_signal_handler(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -542,13 +542,15 @@ def test_loop_closed_with_a_living_child(way: str, kept: bool) -> None:
     if not {kept}:
         del process
         gc.collect()
-    time.sleep(0.05)
-    state = support.living_children().get(pid)
+    deadline = time.monotonic() + 5 * support.TIME_SCALE
+    # It may be starting or ending yet: neither lasts.
+    while (state := support.living_children().get(pid)) not in ("S", "Z", None):
+        assert time.monotonic() < deadline, state
     print("alive" if state == "S" else "ended")
     if state == "S":
         os.kill(pid, signal.SIGKILL)
     if {kept}:
-        time.sleep(0.05)
+        time.sleep(0.05 * support.TIME_SCALE)
         print("returncode", process.returncode)
         del process
         gc.collect()
