@@ -40,6 +40,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 import traceback
 import warnings
@@ -133,6 +134,11 @@ def open_fds() -> dict[int, str]:
 def new_fds(before: dict[int, str]) -> dict[int, str]:
     """What is open now and was not in BEFORE; what an earlier test left may vanish meanwhile."""
     return {fd: what for fd, what in open_fds().items() if before.get(fd) != what}
+
+
+def new_threads(before: Iterable[threading.Thread]) -> set[threading.Thread]:
+    """Which threads run now and are not among BEFORE; an earlier test's may end meanwhile."""
+    return {*threading.enumerate()}.difference(before)
 
 
 def summarise(value: Any) -> Any:

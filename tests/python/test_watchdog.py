@@ -149,19 +149,19 @@ def test_wrong_thresholds(loop: Any, threshold: float) -> None:
 
 
 def test_ends_with_its_loop_and_when_stopped(loop: Any) -> None:
-    before = threading.active_count()
+    before = threading.enumerate()
     watchdog = loop.watch_slow_callbacks(THRESHOLD)
-    assert threading.active_count() == before + 1
+    assert len(support.new_threads(before)) == 1
     watchdog.stop()
     watchdog.stop()
-    assert threading.active_count() == before
+    assert not support.new_threads(before)
     other = cpploop.new_event_loop()
     other.watch_slow_callbacks(0.001)
     other.close()
     deadline = time.monotonic() + 10
-    while threading.active_count() != before and time.monotonic() < deadline:
+    while support.new_threads(before) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert threading.active_count() == before
+    assert not support.new_threads(before)
 
 
 @pytest.mark.skipif(support.FREE_THREADED, reason="nobody can keep a lock that is not there")
