@@ -736,6 +736,24 @@ async def transport_pair(
         await turns(3)
 
 
+@contextlib.asynccontextmanager
+async def stream_pair(kind: str = "tcp", **kwargs: Any) -> Any:
+    """(reader, writer, the peer's plain socket)."""
+    sock, peer = PAIRS[kind]()
+    reader, writer = await asyncio.open_connection(sock=sock, **kwargs)
+    try:
+        yield reader, writer, peer
+    finally:
+        peer.close()
+        # Older asyncios fail in abort() after a close that had to flush first.
+        if writer.transport.get_protocol() is not None:
+            writer.transport.abort()
+        await turns(3)
+        # Its exception, where there is one, was the test's to look at.
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
 async def turns(count: int = 1) -> None:
     """Let the loop turn COUNT times."""
     for _ in range(count):

@@ -28,6 +28,7 @@ from datagrams import (
 )
 from parity import logged, plain, reported
 from support import Env, Recorder, eventually, turns
+from thief import fd_thief
 
 
 def send_batch(transport: Any, *datagrams: bytes) -> None:
@@ -599,7 +600,6 @@ def test_queued_objects_are_let_go(run: Any) -> None:
 
 def test_descriptors_are_closed_once_however_it_ends(run: Any) -> None:
     """C2: with somebody else taking each freed number at once."""
-    from test_fd_ownership import fd_thief
 
     async def main() -> None:
         with fd_thief():

@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 import support
+from forking import script
 from support import Env, Recorder, compare, turns
-from test_fd_ownership import fd_thief
-from test_fork import script
+from thief import fd_thief
 
 
 class CountingFile:

@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 import support
-from support import Env, turns
-from test_streams import stream_pair
+from support import Env, stream_pair, turns
 
 
 async def first_bytes(reader: asyncio.StreamReader, peer: Any) -> None:

@@ -11,25 +11,7 @@ from typing import Any
 
 import pytest
 import support
-from support import Env, turns
-
-
-@contextlib.asynccontextmanager
-async def stream_pair(kind: str = "tcp", **kwargs: Any) -> Any:
-    """(reader, writer, the peer's plain socket)."""
-    sock, peer = support.PAIRS[kind]()
-    reader, writer = await asyncio.open_connection(sock=sock, **kwargs)
-    try:
-        yield reader, writer, peer
-    finally:
-        peer.close()
-        # Older asyncios fail in abort() after a close that had to flush first.
-        if writer.transport.get_protocol() is not None:
-            writer.transport.abort()
-        await turns(3)
-        # Its exception, where there is one, was the test's to look at.
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
+from support import Env, stream_pair, turns
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import support
 from support import Env, Recorder, turns
-from test_fd_ownership import fd_thief
+from thief import fd_thief
 
 MAX_TURNS = 80
 KINDS = ("tcp", "unix", "tls", "unix-tls", "start_tls")
