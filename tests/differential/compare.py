@@ -23,6 +23,9 @@ class Difference(AssertionError):
 # How often cpploop must differ again before it counts; a busy machine shifts what the kernel does.
 AGAIN = 3
 LOST_WRITES = ("log", "WARNING", "socket.send() raised exception.")
+# The share of scripts that may come out in a way of their own under faults. Measured: 0.001 where
+# the faults are benign, 0.008 under pressure as well.
+EXCUSED_MAX = 0.02
 
 
 class Tally:
@@ -34,16 +37,24 @@ class Tally:
         self.bytes: Counter[str] = Counter()
         self.unstable: Counter[str] = Counter()
         self.wobbled: Counter[str] = Counter()
+        # Under faults: an asyncio that met some did just as cpploop, or something else again.
+        self.alike: Counter[str] = Counter()
+        self.excused: Counter[str] = Counter()
+        self.last_excused = ""
         # The last of each kind, to be looked at when there are many.
         self.wobble: dict[str, str] = {}
 
+    def too_many_excused(self) -> bool:
+        # A few in a short run say nothing.
+        return self.excused.total() > max(5, EXCUSED_MAX * self.scripts.total())
+
     def lines(self) -> list[str]:
-        rows = [("kind", "scripts", "steps", "bytes", "unstable", "wobbled")]
+        names = ("scripts", "steps", "bytes", "unstable", "wobbled", "alike", "excused")
+        counters = [getattr(self, name) for name in names]
+        rows = [("kind", *names)]
         for kind in sorted(self.scripts):
-            counters = (self.scripts, self.steps, self.bytes, self.unstable, self.wobbled)
             rows.append((kind, *(f"{counter[kind]:,}" for counter in counters)))
-        totals = (self.scripts, self.steps, self.bytes, self.unstable, self.wobbled)
-        rows.append(("all", *(f"{counter.total():,}" for counter in totals)))
+        rows.append(("all", *(f"{counter.total():,}" for counter in counters)))
         return ["".join(f"{cell:>16}" for cell in row) for row in rows]
 
 
@@ -77,6 +88,13 @@ class Comparer:
         if self._unstable(script, expected, actual):
             tally.unstable[kind] += 1
             return
+        if self.faults is not None:
+            counter = self._under_faults(self.faults, script, expected, actual)
+            if counter is not None:
+                counter[kind] += 1
+                if counter is tally.excused:
+                    tally.last_excused = f"{script}\n{self._explain(script, expected, actual)}"
+                return
         again = (self.run(script, "cpploop") for _ in range(AGAIN))
         if any(self._same(script, expected, actual) for actual in again):
             # The kernel's timing, most likely: asyncio agreed with itself four times.
@@ -95,16 +113,26 @@ class Comparer:
             return True
         if _counts_differently(script) and _was_paused(actual):
             return True
-        others = ["asyncio", "larger", "smaller", "like ours"]
-        if self.faults is not None:
-            others += self.faults.SHAKEN
         # One after the other, and no further than it takes.
-        runs = (self.run(script, name) for name in others)
+        runs = (self.run(script, name) for name in ("asyncio", "larger", "smaller", "like ours"))
         if any(self._trace(script, run) != mine for run in runs):
             return True
         # Where asyncio falls over itself it is no oracle any more; up to there it is.
         end = _failure(expected, mine)
         return end is not None and mine[:end] == self._trace(script, actual)[:end]
+
+    def _under_faults(
+        self, faults: oracle.Faults, script: dict[str, Any], expected: engine.Result, actual: Any
+    ) -> Counter[str] | None:
+        """What counts a script that faults bring asyncio to do otherwise, too; None for others."""
+        mine = self._trace(script, expected)
+        differs = False
+        for name in faults.SHAKEN:
+            run = self.run(script, name)
+            if self._same(script, run, actual):
+                return self.tally.alike
+            differs = differs or self._trace(script, run) != mine
+        return self.tally.excused if differs and not actual.broken else None
 
     def _trace(self, script: dict[str, Any], result: engine.Result) -> list[Any]:
         if _counts_differently(script):

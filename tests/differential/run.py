@@ -153,6 +153,9 @@ def main() -> int:
     for kind, text in comparer.tally.wobble.items():
         print(f"one of {comparer.tally.wobbled[kind]} that differed once ({kind}):\n{text}")
     print("\n".join(comparer.tally.lines()))
+    if comparer.tally.too_many_excused():
+        failures.append("too many scripts differ under faults as no asyncio under faults does")
+        print(f"{failures[-1]}, as the last of them:\n{comparer.tally.last_excused}")
     if faults is not None:
         print("faults:", ", ".join(f"{name} {count:,}" for name, count in shaken.figures().items()))
     print(f"differential: {comparer.tally.scripts.total()} scripts, {len(failures)} differences")
