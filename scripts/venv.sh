@@ -63,10 +63,26 @@ install() { # FILE...
 }
 files=("${files[@]/#/requirements/}")
 install "${files[@]/%/.txt}"
-for file in "${optional[@]}"; do
-  PIP_ONLY_BINARY=:all: install "requirements/$file.txt" 2>/dev/null ||
-    echo "cpploop: requirements/$file.txt cannot be installed for Python $name; what needs it is skipped"
-done
+# pip finds no distribution where there is no wheel, and also where it did not reach the index: only
+# the first may be tolerated, and the second is worth another try.
+no_wheel='No matching distribution found|ResolutionImpossible'
+no_network='Retrying \(|Could not fetch URL|Read timed out|HTTP error|HTTPError'
+install_if_wheels() { # FILE
+  local attempt output
+  for attempt in 1 2 3; do
+    if output=$(PIP_ONLY_BINARY=:all: install "$1" 2>&1); then return 0; fi
+    grep -qE "$no_network" <<<"$output" || break
+    if ((attempt < 3)); then sleep $((attempt * 5)); fi
+  done
+  if grep -qE "$no_wheel" <<<"$output" && ! grep -qE "$no_network" <<<"$output"; then
+    echo "cpploop: $1 has no wheels for Python $name; what needs it is skipped"
+    return 0
+  fi
+  printf '%s\n' "$output" >&2
+  echo "cpploop: $1 cannot be installed for Python $name" >&2
+  return 1
+}
+for file in "${optional[@]}"; do install_if_wheels "requirements/$file.txt"; done
 
 [[ $build == yes ]] || exit 0
 sources=(CMakeLists.txt cmake core binding python pyproject.toml)
