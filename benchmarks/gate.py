@@ -50,6 +50,8 @@ BASELINE = Path(__file__).resolve().parent / "gate_baseline.json"
 LIMIT = 0.10
 NO_BASELINE = 77
 EXTENSION = "_native."  # What the extension's file name begins with.
+# A gain of 100 % is none.
+NOTHING_COUNTED = "nothing was counted; another name of the extension, or other callgrind output?"
 TIMEOUT_SECONDS = 120
 BATCH = 500
 MESSAGE = bytes(1024)
@@ -249,6 +251,10 @@ def verdicts(counted: Counts, baseline: Counts) -> tuple[list[str], int]:
     for row, figures in counted.items():
         for key, value in figures.items():
             name = row if key == "all" else f"{row}, the extension"
+            if value <= 0:
+                lines.append(f"{name}: {value:.0f}: {NOTHING_COUNTED}")
+                failed += 1
+                continue
             before = baseline.get(row, {}).get(key)
             if before is None:
                 lines.append(f"{name}: {value:.0f}, and the baseline lacks it: --update")
@@ -260,7 +266,7 @@ def verdicts(counted: Counts, baseline: Counts) -> tuple[list[str], int]:
                 verdict = f"LOST more than {LIMIT:.0%}"
                 failed += 1
             elif change < -LIMIT:
-                verdict = "ok, and the baseline is stale: --update"
+                verdict = "ok, and the BASELINE IS STALE: --update"
             lines.append(f"{name}: {value:.0f} instead of {before:.0f}, {change:+.1%}: {verdict}")
     return lines, failed
 
@@ -306,6 +312,8 @@ def main() -> int:
     print(f"instructions per operation, {key}")
     baselines = stored(options.baseline)
     if options.update:
+        if any(value <= 0 for figures in counted.values() for value in figures.values()):
+            sys.exit(f"{shown(counted)}\n{NOTHING_COUNTED}")
         baselines[key] = baselines.get(key, {}) | counted
         options.baseline.write_text(json.dumps(baselines, indent=2, sort_keys=True) + "\n")
         print(shown(counted))
@@ -316,6 +324,8 @@ def main() -> int:
         return NO_BASELINE
     lines, failed = verdicts(counted, baselines[key])
     print("\n".join(lines))
+    if stale := sum("STALE" in line for line in lines):
+        print(f"NOTE: the baseline is stale, {stale} figures beat it by more than {LIMIT:.0%}")
     print(f"{len(lines) - failed} passed, {failed} failed")
     return 1 if failed else 0
 

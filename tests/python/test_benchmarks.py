@@ -408,7 +408,7 @@ def test_instructions_by_object() -> None:
 @pytest.mark.parametrize("key", ["all", "own"])
 @pytest.mark.parametrize(
     ("value", "good", "says"),
-    [(100.0, True, "ok"), (109.9, True, "ok"), (110.1, False, "LOST"), (89.0, True, "stale")],
+    [(100.0, True, "ok"), (109.9, True, "ok"), (110.1, False, "LOST"), (89.0, True, "STALE")],
 )
 def test_the_gate_fails_on_a_loss(key: str, value: float, good: bool, says: str) -> None:
     lines, failed = gate.verdicts({"echo_1k": {key: value}}, {"echo_1k": {key: 100.0}})
@@ -420,6 +420,13 @@ def test_the_gate_fails_on_a_figure_that_the_baseline_lacks() -> None:
     for baseline, expected in (({}, 2), ({"echo_1k": {"all": 1.0}}, 1)):
         lines, failed = gate.verdicts(counted, baseline)
         assert failed == expected and "--update" in lines[-1]
+
+
+@pytest.mark.parametrize("value", [0.0, -3.0])
+def test_the_gate_fails_where_nothing_was_counted(value: float) -> None:
+    counted = {"echo_1k": {"all": 100.0, "own": value}}
+    lines, failed = gate.verdicts(counted, {"echo_1k": {"all": 100.0, "own": 50.0}})
+    assert failed == 1 and lines[1].endswith(gate.NOTHING_COUNTED)
 
 
 def test_the_programs_of_the_gate_run() -> None:
