@@ -697,22 +697,80 @@ class SlowConsumer {
   std::int64_t next_ns_ = 0;
 };
 
-struct Window {
-  std::int64_t begin_ns = 0;
-  std::int64_t server_cpu_ns = 0;
-  std::int64_t own_cpu_ns = 0;
-  std::int64_t machine_busy_ns = 0;
+// What of the clock and of the processors' time falls into the measured part of a run.
+class Window {
+ public:
+  struct Seconds {
+    double passed = 0.0;
+    double server_cpu = 0.0;
+    double own_cpu = 0.0;
+    double other_cpu = 0.0;
+  };
+
+  explicit Window(pid_t server) : server_cpu_(server) {}
+
+  void open() { begin_ = read(); }
+
+  [[nodiscard]] std::int64_t begin_ns() const { return begin_.now_ns; }
+
+  // Since it was opened.
+  [[nodiscard]] Seconds seconds() const {
+    const Reading end = read();
+    const double server = seconds_between(begin_.server_cpu_ns, end.server_cpu_ns);
+    const double own = seconds_between(begin_.own_cpu_ns, end.own_cpu_ns);
+    const double busy = seconds_between(begin_.machine_busy_ns, end.machine_busy_ns);
+    return {.passed = seconds_between(begin_.now_ns, end.now_ns),
+            .server_cpu = server,
+            .own_cpu = own,
+            .other_cpu = std::max(0.0, busy - server - own)};
+  }
+
+ private:
+  struct Reading {
+    std::int64_t machine_busy_ns = 0;
+    std::int64_t own_cpu_ns = 0;
+    std::int64_t server_cpu_ns = 0;
+    std::int64_t now_ns = 0;
+  };
+
+  [[nodiscard]] Reading read() const {
+    return {.machine_busy_ns = machine_busy_ns(),
+            .own_cpu_ns = own_cpu_ns(),
+            .server_cpu_ns = server_cpu_.read_ns(),
+            .now_ns = ::now_ns()};
+  }
+
+  static double seconds_between(std::int64_t begin_ns, std::int64_t end_ns) {
+    return static_cast<double>(end_ns - begin_ns) / 1e9;
+  }
+
+  ProcessCpu server_cpu_;
+  Reading begin_;
 };
+
+// The JSON; `more` is what only one kind of load has to say.
+void print_result(const Window::Seconds& seconds, std::uint64_t requests,
+                  const Histogram& latencies, const std::string& more = "") {
+  std::printf(
+      "{\"requests\": %llu, \"seconds\": %.6f, \"rps\": %.1f, \"errors\": 0,\n"
+      " \"p50_us\": %.1f, \"p99_us\": %.1f, \"p999_us\": %.1f, \"max_us\": %.1f,\n%s"
+      " \"server_cpu_seconds\": %.6f, \"client_cpu_seconds\": %.6f, \"other_cpu_seconds\": "
+      "%.2f}\n",
+      static_cast<unsigned long long>(requests), seconds.passed,
+      static_cast<double>(requests) / seconds.passed, latencies.percentile_us(50),
+      latencies.percentile_us(99), latencies.percentile_us(99.9), latencies.max_us(), more.c_str(),
+      seconds.server_cpu, seconds.own_cpu, seconds.other_cpu);
+}
 
 class LoadGenerator {
  public:
   explicit LoadGenerator(const Options& options)
       : options_(options),
-        server_cpu_(options.server_pid),
         epoll_(::epoll_create1(EPOLL_CLOEXEC)),
         read_buffer_(kReadSize),
         connections_(options.connections),
-        random_(42) {
+        random_(42),
+        window_(options.server_pid) {
     if (options.tls) tls_context_ = make_tls_context();
     if (epoll_ < 0) fail_errno("epoll_create1");
   }
@@ -725,9 +783,9 @@ class LoadGenerator {
     start_all(start);
     drive_until(start + warmup);
     open_window();
-    drive_until(window_.begin_ns + length);
+    drive_until(window_.begin_ns() + length);
     if (open_loop()) count_unanswered(now_ns());
-    print_result();
+    print_figures();
   }
 
  private:
@@ -769,10 +827,7 @@ class LoadGenerator {
     latencies_.clear();
     for (Connection& connection : connections_)
       connection.completed = 0;
-    window_.machine_busy_ns = machine_busy_ns();
-    window_.own_cpu_ns = own_cpu_ns();
-    window_.server_cpu_ns = server_cpu_.read_ns();
-    window_.begin_ns = now_ns();
+    window_.open();
   }
 
   void drive_until(std::int64_t end) {
@@ -917,12 +972,8 @@ class LoadGenerator {
     }
   }
 
-  void print_result() const {
-    const double seconds = static_cast<double>(now_ns() - window_.begin_ns) / 1e9;
-    const double server_cpu =
-        static_cast<double>(server_cpu_.read_ns() - window_.server_cpu_ns) / 1e9;
-    const double own_cpu = static_cast<double>(own_cpu_ns() - window_.own_cpu_ns) / 1e9;
-    const double busy = static_cast<double>(machine_busy_ns() - window_.machine_busy_ns) / 1e9;
+  void print_figures() const {
+    const Window::Seconds seconds = window_.seconds();
     std::uint64_t requests = 0;
     for (const Connection& connection : connections_)
       requests += connection.completed;
@@ -932,21 +983,12 @@ class LoadGenerator {
     if (least->completed == 0 && !open_loop()) {
       throw Failure("connection " + std::to_string(least->number) + " got no answer in the window");
     }
-    std::printf(
-        "{\"requests\": %llu, \"seconds\": %.6f, \"rps\": %.1f, \"errors\": 0,\n"
-        " \"p50_us\": %.1f, \"p99_us\": %.1f, \"p999_us\": %.1f, \"max_us\": %.1f,\n"
-        " \"least_per_connection\": %llu, \"most_per_connection\": %llu,\n"
-        " \"server_cpu_seconds\": %.6f, \"client_cpu_seconds\": %.6f, \"other_cpu_seconds\": "
-        "%.2f}\n",
-        static_cast<unsigned long long>(requests), seconds, static_cast<double>(requests) / seconds,
-        latencies_.percentile_us(50), latencies_.percentile_us(99), latencies_.percentile_us(99.9),
-        latencies_.max_us(), static_cast<unsigned long long>(least->completed),
-        static_cast<unsigned long long>(most->completed), server_cpu, own_cpu,
-        std::max(0.0, busy - server_cpu - own_cpu));
+    print_result(seconds, requests, latencies_,
+                 " \"least_per_connection\": " + std::to_string(least->completed) +
+                     ", \"most_per_connection\": " + std::to_string(most->completed) + ",\n");
   }
 
   const Options options_;
-  const ProcessCpu server_cpu_;
   const int epoll_;
   std::vector<char> read_buffer_;
   std::vector<Connection> connections_;
@@ -967,7 +1009,7 @@ class LoadGenerator {
 class HandshakeLoad {
  public:
   explicit HandshakeLoad(const Options& options)
-      : options_(options), server_cpu_(options.server_pid), context_(make_tls_context()) {
+      : options_(options), context_(make_tls_context()), window_(options.server_pid) {
     ::SSL_CTX_set_session_cache_mode(context_.get(), SSL_SESS_CACHE_CLIENT);
   }
 
@@ -976,32 +1018,40 @@ class HandshakeLoad {
     for (std::size_t i = 0; i < options_.connections; ++i)
       threads.emplace_back([this] { work(); });
     sleep_for(options_.warmup);
-    const Window window{now_ns(), server_cpu_.read_ns(), own_cpu_ns(), machine_busy_ns()};
-    const std::uint64_t before = done_.load();
+    open_window();
     sleep_for(options_.seconds);
-    const std::uint64_t done = done_.load() - before;
-    const double seconds = static_cast<double>(now_ns() - window.begin_ns) / 1e9;
-    const double server_cpu =
-        static_cast<double>(server_cpu_.read_ns() - window.server_cpu_ns) / 1e9;
-    const double own_cpu = static_cast<double>(own_cpu_ns() - window.own_cpu_ns) / 1e9;
-    const double busy = static_cast<double>(machine_busy_ns() - window.machine_busy_ns) / 1e9;
-    stop_ = true;
+    const Window::Seconds seconds = close_window();
     for (std::thread& thread : threads)
       thread.join();
     if (!problem_.empty()) throw Failure(problem_);
-    std::printf(
-        "{\"requests\": %llu, \"seconds\": %.6f, \"rps\": %.1f, \"errors\": 0,\n"
-        " \"p50_us\": %.1f, \"p99_us\": %.1f, \"p999_us\": %.1f, \"max_us\": %.1f,\n"
-        " \"server_cpu_seconds\": %.6f, \"client_cpu_seconds\": %.6f, \"other_cpu_seconds\": "
-        "%.2f}\n",
-        static_cast<unsigned long long>(done), seconds, static_cast<double>(done) / seconds,
-        latencies_.percentile_us(50), latencies_.percentile_us(99), latencies_.percentile_us(99.9),
-        latencies_.max_us(), server_cpu, own_cpu, std::max(0.0, busy - server_cpu - own_cpu));
+    if (done_ == 0) throw Failure("no connection ended in the window");
+    print_result(seconds, done_, latencies_);
   }
 
  private:
   static void sleep_for(double seconds) {
     std::this_thread::sleep_for(std::chrono::duration<double>(seconds));
+  }
+
+  void open_window() {
+    const std::lock_guard lock(mutex_);
+    latencies_.clear();
+    done_ = 0;
+    window_.open();
+  }
+
+  // What ends after it counts no more.
+  Window::Seconds close_window() {
+    const std::lock_guard lock(mutex_);
+    stop_ = true;
+    return window_.seconds();
+  }
+
+  void count(std::int64_t latency_ns) {
+    const std::lock_guard lock(mutex_);
+    if (stop_) return;
+    ++done_;
+    latencies_.add(latency_ns);
   }
 
   void work() {
@@ -1026,31 +1076,39 @@ class HandshakeLoad {
       if (options_.resume && session != nullptr && ::SSL_session_reused(ssl.get()) != 1) {
         throw Failure("the server did not resume a session");
       }
-      std::array<char, 64> data{};
-      data.fill('h');
-      std::size_t done = 0;
-      if (::SSL_write_ex(ssl.get(), data.data(), data.size(), &done) != 1) fail_tls("SSL_write");
-      for (std::size_t got = 0; got < data.size(); got += done) {
-        if (::SSL_read_ex(ssl.get(), data.data(), data.size(), &done) != 1) fail_tls("SSL_read");
-      }
+      say_hello(*ssl);
       // With TLS 1.3 the ticket came with the first data.
       next.reset(::SSL_get1_session(ssl.get()));
       (void)::SSL_shutdown(ssl.get());
     }
     ::close(fd);
-    ++done_;
-    const std::lock_guard lock(mutex_);
-    latencies_.add(now_ns() - start);
+    count(now_ns() - start);
     return next;
   }
 
+  // A message and its echo.
+  static void say_hello(SSL& ssl) {
+    std::array<char, 64> sent{};
+    sent.fill('h');
+    std::size_t size = 0;
+    if (::SSL_write_ex(&ssl, sent.data(), sent.size(), &size) != 1) fail_tls("SSL_write");
+    std::array<char, sent.size()> echoed{};
+    for (std::size_t got = 0; got < echoed.size(); got += size) {
+      if (::SSL_read_ex(&ssl, echoed.data() + got, echoed.size() - got, &size) != 1) {
+        fail_tls("SSL_read");
+      }
+    }
+    if (echoed != sent) throw Failure("wrong bytes: the echo after a handshake differs");
+  }
+
   const Options options_;
-  const ProcessCpu server_cpu_;
   SslContext context_;
+  // Guards what is below it; stop_ is also looked at without it.
   std::mutex mutex_;
+  Window window_;
+  std::uint64_t done_ = 0;
   Histogram latencies_;
   std::string problem_;
-  std::atomic<std::uint64_t> done_ = 0;
   std::atomic<bool> stop_ = false;
 };
 

@@ -5,12 +5,16 @@ python benchmarks/test_loadgen.py      (or pytest benchmarks)
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
+import ssl
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import harness
@@ -20,32 +24,42 @@ TOOLS = harness.build_tools(harness.HERE / "build")
 SIZE = 100 * 1024
 
 
-def run_against(answer: Answer, *load: str) -> dict[str, Any]:
-    """Serve one connection with `answer` and return what the load generator says of it."""
+def run_against(
+    answer: Answer, *load: str, context: ssl.SSLContext | None = None
+) -> dict[str, Any]:
+    """Serve connections with `answer` and return what the load generator says of it."""
     listener = socket.create_server(("127.0.0.1", 0))
+    threads = []
 
     def serve() -> None:
-        connection, _ = listener.accept()
-        with connection:
-            try:
+        # Until the listener is shut down; a connection that breaks off is what its other end wants.
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                thread = threading.Thread(target=converse, args=(connection,))
+                thread.start()
+                threads.append(thread)
+
+    def converse(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError), connection:
+            if context is not None:
+                connection = context.wrap_socket(connection, server_side=True)
+            with connection:
                 for number in range(1 << 30):
-                    request = read_request(connection, load)
-                    if not request:
-                        return
-                    reply = answer(number, request)
+                    reply = answer(number, read_request(connection, load))
                     if not reply:
                         return
                     connection.sendall(reply)
-            except ConnectionError:
-                pass
 
-    thread = threading.Thread(target=serve)
-    thread.start()
+    threads.append(threading.Thread(target=serve))
+    threads[0].start()
     port = listener.getsockname()[1]
     command = [str(TOOLS / "loadgen"), *load, "--port", str(port)]
     command += ["--seconds", "0.2", "--warmup", "0.05", "--connections", "1"]
     done = subprocess.run(command, capture_output=True, timeout=30, check=False)
-    thread.join()
+    listener.shutdown(socket.SHUT_RDWR)
+    for thread in threads:
+        thread.join()
     listener.close()
     result: dict[str, Any] = json.loads(done.stdout)
     assert done.returncode == (1 if result["errors"] else 0)
@@ -54,15 +68,14 @@ def run_against(answer: Answer, *load: str) -> dict[str, Any]:
 
 def read_request(connection: socket.socket, load: tuple[str, ...]) -> bytes:
     """A whole request: a fixed size of bytes, or up to the empty line."""
-    if "http" in load:
-        request = b""
-        while not request.endswith(b"\r\n\r\n"):
-            piece = connection.recv(65536)
-            if not piece:
-                return b""
-            request += piece
-        return request
-    return connection.recv(int(load[load.index("--size") + 1]), socket.MSG_WAITALL)
+    size = int(load[load.index("--size") + 1]) if "--size" in load else 0
+    request = b""
+    while not (len(request) == size if size else request.endswith(b"\r\n\r\n")):
+        piece = connection.recv(size - len(request) if size else 65536)
+        if not piece:
+            raise ConnectionError("closed")
+        request += piece
+    return request
 
 
 def flipped_at(index: int, at: int) -> Answer:
@@ -76,8 +89,12 @@ def flipped_at(index: int, at: int) -> Answer:
     return answer
 
 
-def echo(answer: Answer, size: int = 1024) -> dict[str, Any]:
-    return run_against(answer, "--mode", "echo", "--size", str(size))
+def same(number: int, request: bytes) -> bytes:
+    return request
+
+
+def echo(answer: Answer, size: int = 1024, *more: str) -> dict[str, Any]:
+    return run_against(answer, "--mode", "echo", "--size", str(size), *more)
 
 
 def http(reply: bytes, body_size: int = 13) -> dict[str, Any]:
@@ -91,7 +108,7 @@ def with_length(body: bytes, extra: bytes = b"") -> bytes:
 
 def test_right_echo() -> None:
     for size in (1, 31, 1024, SIZE):
-        result = echo(lambda number, request: request, size)
+        result = echo(same, size)
         assert result["errors"] == 0 and result["requests"] > 0
         assert 0 < result["p50_us"] <= result["p99_us"] <= result["p999_us"]
         assert result["p999_us"] <= 1.02 * result["max_us"]
@@ -124,6 +141,42 @@ def test_an_earlier_message_again() -> None:
 def test_too_much_and_too_little() -> None:
     assert echo(lambda number, request: request + b"x")["error"].startswith("wrong bytes")
     assert "closed" in echo(lambda number, request: b"")["error"]
+
+
+def test_wrong_bytes_in_an_open_loop() -> None:
+    rate = ("--rate", "500")
+    assert echo(same, 1024, *rate)["errors"] == 0
+    assert echo(flipped_at(500, at=5), 1024, *rate)["error"].startswith("wrong bytes")
+
+
+def test_wrong_bytes_for_the_slow_consumer() -> None:
+    def wrong_in_the_alphabet(number: int, request: bytes) -> bytes:
+        return request.replace(b"abcdefgh", b"abcdEfgh")
+
+    slow = ("--slow", "1")
+    assert echo(same, 1024, *slow)["errors"] == 0
+    assert "slow consumer" in echo(wrong_in_the_alphabet, 1024, *slow)["error"]
+
+
+def test_wrong_bytes_over_tls() -> None:
+    with server_context() as context:
+        echo_load = ("--mode", "echo", "--size", "1024", "--tls", "1")
+        # Its own size is of no meaning to the load generator: what it says has 64 bytes.
+        hello = ("--mode", "handshake", "--size", "64")
+        for load in (echo_load, (*hello, "--resume", "0"), (*hello, "--resume", "1")):
+            right = run_against(same, *load, context=context)
+            assert right["errors"] == 0 and right["requests"] > 0, right
+            assert 0 < right["p50_us"] <= right["p999_us"] <= 1.02 * right["max_us"]
+            wrong = run_against(flipped_at(40, at=0), *load, context=context)
+            assert wrong["error"].startswith("wrong bytes"), wrong
+
+
+@contextlib.contextmanager
+def server_context() -> Iterator[ssl.SSLContext]:
+    with tempfile.TemporaryDirectory(prefix="cpploop-bench-") as folder:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(harness.make_certificate(Path(folder)))
+        yield context
 
 
 def test_right_responses() -> None:
