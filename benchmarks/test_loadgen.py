@@ -161,7 +161,7 @@ def test_wrong_bytes_for_the_slow_consumer() -> None:
 def test_wrong_bytes_over_tls() -> None:
     with server_context() as context:
         echo_load = ("--mode", "echo", "--size", "1024", "--tls", "1")
-        # Its own size is of no meaning to the load generator: what it says has 64 bytes.
+        # For this file's server: the load generator says 64 bytes there whatever --size is.
         hello = ("--mode", "handshake", "--size", "64")
         for load in (echo_load, (*hello, "--resume", "0"), (*hello, "--resume", "1")):
             right = run_against(same, *load, context=context)

@@ -1,10 +1,14 @@
 #!/usr/bin/env bash
 # scripts/need.sh THING...: exits with one line that names the Debian package for each THING that is
-# missing: compiler, cmake, ninja, gtest, clang, valgrind, or python=PATH (its headers and its venv module).
+# missing: compiler, cmake, ninja, gtest, clang, valgrind, openssl (its headers), or python=PATH (its
+# headers and its venv module).
 set -euo pipefail
 
 missing=()
 lacks() { missing+=("$1 is missing; on Debian: apt-get install $2"); }
+
+# Asked of the compiler, which knows its own folders.
+has_header() { echo "#include <$1>" | ${CXX:-c++} -std=c++20 -E -x c++ - >/dev/null 2>&1; }
 
 for thing in "$@"; do
   case $thing in
@@ -28,12 +32,12 @@ for thing in "$@"; do
     clang) command -v clang++ >/dev/null || command -v clang++-16 >/dev/null || lacks "Clang 16 or newer" "clang-16" ;;
     valgrind) command -v valgrind >/dev/null || lacks "valgrind, which counts instructions," "valgrind" ;;
     gtest)
-      # Asked of the compiler, which knows its own folders; a prefix given to CMake is CMake's to look at.
-      if [[ -z ${CMAKE_PREFIX_PATH:-} ]] &&
-        ! echo '#include <gtest/gtest.h>' | ${CXX:-c++} -std=c++20 -E -x c++ - >/dev/null 2>&1; then
+      # A prefix given to CMake is CMake's to look at.
+      if [[ -z ${CMAKE_PREFIX_PATH:-} ]] && ! has_header gtest/gtest.h; then
         lacks "GoogleTest" "libgtest-dev libgmock-dev"
       fi
       ;;
+    openssl) has_header openssl/ssl.h || lacks "openssl/ssl.h, for the load generator," "libssl-dev" ;;
     python=*)
       python=${thing#python=}
       version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
@@ -44,7 +48,7 @@ sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.
         lacks "the venv module of Python $version" "python$version-venv"
       ;;
     *)
-      echo "usage: scripts/need.sh compiler|cmake|ninja|gtest|clang|valgrind|python=PATH ..." >&2
+      echo "usage: scripts/need.sh compiler|cmake|ninja|gtest|clang|valgrind|openssl|python=PATH ..." >&2
       exit 2
       ;;
   esac
