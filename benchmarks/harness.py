@@ -117,6 +117,15 @@ def machine_busy_seconds() -> float:
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
+def memory_kib(pid: int, field: str) -> int:
+    """A figure of /proc/PID/status, such as VmRSS; 0 when the process is gone."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/status") as file:
+        for line in file:
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1])
+    return 0
+
+
 # ---- what takes part ----------------------------------------------------------------------------
 
 

@@ -47,6 +47,11 @@ class RowSummary:
         return self.row.name
 
     @property
+    def is_latency(self) -> bool:
+        """Whether an open loop of requests makes the figure."""
+        return self.measure.field == P99.field
+
+    @property
     def loops(self) -> list[str]:
         """Those that took part, in the order of the registry."""
         present = {name for name, cells in self._cells.items() if cells}
@@ -272,6 +277,8 @@ def _figure_text(row: RowSummary, name: str) -> str:
 
 
 def _cpu_text(row: RowSummary, name: str) -> str:
+    if isinstance(row.row.run, Served) and row.row.run.never_idle:
+        return "-"
     cpu = row.median(name, "cpu_us")
     if cpu is None:
         return _missing(row, name) or "-"
@@ -306,7 +313,7 @@ def _missing(row: RowSummary, name: str) -> str | None:
 
 def all_notes(rows: Sequence[RowSummary]) -> list[str]:
     """Who stayed away, what failed, what moved, what was disturbed."""
-    notes = _absent(rows)
+    notes = [*_absent(rows), *_left_out(rows)]
     for row in rows:
         notes += [f"`{row.name}`, {name}: {why}." for name, why in row.failures.items()]
         notes += [*_moved(row), *_starved(row), *_client_bound(row), *_disturbed(row)]
@@ -326,6 +333,15 @@ def _absent(rows: Sequence[RowSummary]) -> list[str]:
     return [f"{name} did not take part: {reason}." for name, reason in reasons]
 
 
+def _left_out(rows: Sequence[RowSummary]) -> list[str]:
+    """Loops that are not asked to do some rows."""
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for row in rows:
+        for who_and_why in row.row.stays_away.items():
+            found[who_and_why].append(f"`{row.name}`")
+    return [f"{name} is left out of {_list(own)}: {why}." for (name, why), own in found.items()]
+
+
 def _moved(row: RowSummary) -> list[str]:
     if not row.moved:
         return []
@@ -342,7 +358,7 @@ def _starved(row: RowSummary) -> list[str]:
     for name in row.loops:
         least = row.median(name, "least_per_connection")
         most = row.median(name, "most_per_connection")
-        if least and most and row.measure != P99 and least < FAIR_SHARE * most:
+        if least and most and not row.is_latency and least < FAIR_SHARE * most:
             notes.append(
                 f"`{row.name}`, {name}: one connection got {least / most:.0%} of what another got."
             )
@@ -354,7 +370,7 @@ def _client_bound(row: RowSummary) -> list[str]:
     bound = [
         name
         for name in row.loops
-        if row.measure != P99  # An open loop's client never rests.
+        if not row.is_latency  # An open loop's client never rests.
         and (row.median(name, "client_busy") or 0) > 0.95
         and (row.median(name, "server_busy") or 1) < 0.95
     ]

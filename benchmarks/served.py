@@ -62,6 +62,7 @@ class Server:
             env=harness.child_environment(),
             preexec_fn=harness.pin(cpu),
         )
+        self.ready_rss_kib = 0
         self.peak_rss_kib = 0
         self.cpu_seconds = 0.0
 
@@ -89,7 +90,20 @@ class Server:
             answer: dict[str, Any] = json.loads(line)
         except json.JSONDecodeError:
             raise ServerFailed(f"the server does not start: {self.last_words()}") from None
+        self._forget_peak()
         return answer
+
+    @property
+    def grown_kib(self) -> int:
+        """How far memory rose above what it was when the server began to serve; 0 if unknown."""
+        return self.peak_rss_kib - self.ready_rss_kib if self.ready_rss_kib else 0
+
+    def _forget_peak(self) -> None:
+        """The peak so far is of the imports, and of a large block that was freed on purpose."""
+        # A kernel may be built without it.
+        with contextlib.suppress(OSError):
+            Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+            self.ready_rss_kib = harness.memory_kib(self.pid, "VmRSS")
 
     def last_words(self) -> str:
         """The last line the server wrote to stderr."""
@@ -101,7 +115,9 @@ class Server:
         return self._errors.read()
 
     def _stop(self) -> None:
-        """End it and collect what wait4 knows: the whole life's CPU time and the peak of memory."""
+        """End it and collect the peak of its memory and its whole life's CPU time."""
+        # Not wait4's, which begins with this process's memory, before the server was executed.
+        self.peak_rss_kib = harness.memory_kib(self.pid, "VmHWM")
         # By the number: terminate() would collect a server that has died at its start.
         os.kill(self.pid, signal.SIGTERM)
         deadline = time.monotonic() + self._patience * STOP_SHARE
@@ -115,7 +131,6 @@ class Server:
                 killed = True
             time.sleep(0.01)
         self._process.returncode = os.waitstatus_to_exitcode(status)
-        self.peak_rss_kib = usage.ru_maxrss
         self.cpu_seconds = usage.ru_utime + usage.ru_stime
         if self._process.stdout is not None:
             self._process.stdout.close()
@@ -218,6 +233,7 @@ def _derived(result: dict[str, Any], server: Server) -> dict[str, Any]:
         "client_busy": result["client_cpu_seconds"] / seconds,
         "others_busy": result["other_cpu_seconds"] / seconds,
         "peak_rss_kib": server.peak_rss_kib,
+        "grown_kib": server.grown_kib,
         "life_cpu_seconds": server.cpu_seconds,
         "loop_type": server.loop_type,
         **result,

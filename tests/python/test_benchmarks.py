@@ -332,6 +332,23 @@ def test_a_loop_that_starves_a_connection_is_named() -> None:
     assert notes == ["`proto-1k-8`, cpploop: one connection got 40% of what another got."]
 
 
+def test_who_is_left_out_is_named_with_the_reason() -> None:
+    tls = [results(name, {CONTROL: [9.0]}) for name in ("tls-proto-1k-8", "uvicorn-tls-64")]
+    (note,) = report.all_notes(report.summaries([*tls, results("call_soon", {CONTROL: [9.0]})]))
+    names = "`tls-proto-1k-8` and `uvicorn-tls-64`"
+    assert note == f"zloop is left out of {names}: its TLS stalls (0.0.1 was tried)."
+
+
+def test_a_server_that_is_never_idle_has_no_cpu_per_request() -> None:
+    data = results("callback-flood", {CONTROL: [9.0] * 3, SUBJECT: [8.0] * 3}, "p99_us")
+    for cell in data["cells"]:
+        cell["cpu_us"] = 250.0
+        cell["p50_us"] = 5.0 if cell["round"] else 6.0
+    (row,) = report.summaries([data])
+    assert "CPU in" not in report.family_tables([row])
+    assert sorted(row.moved) == [0], "the median latency is what must not move"
+
+
 def test_our_other_backend_is_no_rival() -> None:
     values = {"cpploop-io_uring": [9.0], FLOOR: [10.0], BASE: [5.0], SUBJECT: [6.0]}
     (row,) = report.summaries([results("proto-1k-8", values)])
