@@ -21,12 +21,15 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent
 LOGS = REPO / "build" / "matrix-logs"
 TLS_PATHS = ("asyncio", "bio", "direct")
+FREE_THREADED = ("3.13t", "3.14t", "3.15t")
+COLUMNS = ("Python", "what", "outcome", "result", "s", "commit", "date")
 PYTEST = ["-m", "pytest", "-q", "-n", "2", "--dist", "loadfile"]
 
 
@@ -38,6 +41,7 @@ class Row:
     result: str = ""
     seconds: float = 0.0
     commit: str = ""
+    date: str = ""
 
 
 @dataclass
@@ -52,7 +56,7 @@ class Matrix:
         if self.wanted not in what and what != "build":
             return True
         name = re.sub(r"[^\w.]+", "-", f"{python}-{what}").strip("-")
-        row = Row(python, what, commit=self.commit)
+        row = Row(python, what, commit=self.commit, date=today())
         self.rows.append(row)
         print(f"== {python}: {what}", flush=True)
         started = time.monotonic()
@@ -72,6 +76,10 @@ class Matrix:
         row.result = figures(log.read_text(errors="replace"))
         print(f"   {row.outcome}  {row.result}  {row.seconds:.0f} s", flush=True)
         return done.returncode == 0
+
+
+def today() -> str:
+    return datetime.datetime.now(tz=datetime.UTC).date().isoformat()
 
 
 def current_commit() -> str:
@@ -143,37 +151,55 @@ def run_sanitized(matrix: Matrix) -> None:
 
 
 def kept_lines(out: Path, rows: list[Row]) -> list[str]:
-    """The table's lines about what has not been run again."""
+    """The table's lines about what has not been run again; older ones have no date."""
     if not out.exists():
         return []
     again = {(row.python, row.what) for row in rows}
     lines = []
     for line in out.read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if len(cells) == 6 and cells[0] not in ("Python", "---"):
+        cells += [""] * (len(cells) == len(COLUMNS) - 1)
+        if len(cells) == len(COLUMNS) and cells[0] not in (COLUMNS[0], "---"):
             if (cells[0], cells[1]) not in again:
-                lines.append(line)
+                lines.append(table_line(cells))
     return lines
 
 
+def table_line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def not_at_hand() -> list[str]:
+    """A paragraph about the free-threaded builds that this machine lacks, if there are any."""
+    at_hand = pythons()
+    lacking = [name for name in FREE_THREADED if name not in at_hand]
+    if not lacking:
+        return []
+    return [
+        f"Free-threaded builds that were not at hand and have not been run: {', '.join(lacking)}.",
+        "",
+    ]
+
+
 def write(matrix: Matrix, out: Path, kept: list[str]) -> None:
-    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     lines = [
         "# The matrix",
         "",
         "Written by `make matrix`; do not edit. What passed where, on one machine.",
         "",
-        f"{today}, {platform.system()} {platform.release()}, {platform.machine()}, "
-        f"{os.cpu_count()} cores.",
+        f"{platform.system()} {platform.release()}, {platform.machine()}, {os.cpu_count()} cores.",
         "",
-        "Free-threaded 3.14 and 3.15 builds were not at hand and have not been run.",
-        "",
-        "| Python | what | outcome | result | s | commit |",
-        "|---|---|---|---|---|---|",
+        *not_at_hand(),
+        table_line(COLUMNS),
+        "|" + "---|" * len(COLUMNS),
     ]
     lines += [
-        f"| {row.python} | {row.what} | {row.outcome} | {row.result} | {row.seconds:.0f} | "
-        f"{row.commit} |"
+        table_line(
+            (
+                *(row.python, row.what, row.outcome, row.result),
+                *(f"{row.seconds:.0f}", row.commit, row.date),
+            )
+        )
         for row in matrix.rows
         if row.what != "build" or row.outcome != "pass"
     ]
