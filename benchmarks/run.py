@@ -256,6 +256,8 @@ def prepare(
         if "reason" in answer:
             harness.note(f"{name} does not take part: {answer['reason']}")
     facts = facts_of(options, settings, found)
+    if facts["commit"].endswith(store.OTHER_INSTALLED):
+        harness.note(f"the installed {SUBJECT} is not of these sources; the results say so")
     own = [options.loops, options.rounds, options.seconds, options.warmup, options.cold_malloc]
     changed = repr(own) if any(own) else ""
     folder = options.results or store.folder_for(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from loops import SUBJECT
 from rounds import moved_rounds
 
 HERE = Path(__file__).resolve().parent
@@ -17,28 +19,59 @@ REPO = HERE.parent
 RESULTS = HERE / "results"
 FORMAT = 2
 # What decides about the figures; a changed page or guide does not.
-_MEASURED = ("core", "binding", "python", "cmake", "CMakeLists.txt", "benchmarks")
-_SOURCES = {".h", ".cc", ".py", ".txt", ".cmake"}
+_MEASURED = (
+    *("core", "binding", "python", "cmake", "CMakeLists.txt", "pyproject.toml"),
+    "benchmarks",
+)
+_SOURCES = {".h", ".cc", ".py", ".txt", ".toml", ".cmake"}
+OTHER_INSTALLED = "-other-installed"
 
 Cell = dict[str, Any]
 
 
 def commit() -> str:
-    """The commit that is measured, with a mark of what was changed since.
+    """The commit that is measured, marked where sources or the installed package differ from it.
 
     Where there is no git, as in a chroot or an archive, what the sources hold stands for it.
     """
+    return checkout(REPO) + (OTHER_INSTALLED if installed_differs(REPO, _installed()) else "")
+
+
+def _installed() -> Path | None:
+    """Where cpploop would be imported from; it is not imported here."""
+    spec = importlib.util.find_spec(SUBJECT)
+    return Path(spec.origin).parent if spec and spec.origin else None
+
+
+def installed_differs(repo: Path, installed: Path | None) -> bool:
+    """Whether a package's Python files are not this checkout's.
+
+    The extension does not say what it was made of, so one that is older than core/ and binding/
+    passes: what makes the environment rebuilds it.
+    """
+    if installed is None:
+        return False
+    return any(
+        not (found := installed / path.name).is_file() or found.read_bytes() != path.read_bytes()
+        for path in (repo / "python" / SUBJECT).glob("*.py")
+    )
+
+
+def checkout(repo: Path) -> str:
+    """A name for what is in a checkout."""
 
     def git(*arguments: str) -> str:
         # Inside a chroot the repository may belong to somebody else.
         command = ["git", "-c", "safe.directory=*", *arguments]
-        return subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(command, cwd=repo, capture_output=True, text=True, check=True).stdout
 
     try:
         head = git("rev-parse", "--short=10", "HEAD").strip()
         changes = git("diff", "HEAD", "--", *_MEASURED)
+        for name in git("ls-files", "--others", "--exclude-standard", "--", *_MEASURED).split("\n"):
+            changes += f"{name} {git('hash-object', '--', name)}" if name else ""
     except (OSError, subprocess.CalledProcessError):
-        return "sources-" + sources_key(REPO)
+        return "sources-" + sources_key(repo)
     return head + ("+" + hashlib.sha256(changes.encode()).hexdigest()[:6] if changes else "")
 
 

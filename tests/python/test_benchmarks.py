@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -249,6 +251,44 @@ def test_sources_stand_for_the_commit_where_there_is_no_git(tmp_path: Path) -> N
     assert store.sources_key(tmp_path) == first
     source.write_text("int b;\n")
     assert store.sources_key(tmp_path) != first
+
+
+def test_a_package_of_other_sources_is_noticed(tmp_path: Path) -> None:
+    ours, installed = tmp_path / "python" / "cpploop", tmp_path / "site" / "cpploop"
+    for folder in (ours, installed):
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").write_text("one = 1\n")
+    assert not store.installed_differs(tmp_path, installed)
+    assert not store.installed_differs(tmp_path, None), "no cpploop, nothing wrong with it"
+    (ours / "_new.py").write_text("two = 2\n")
+    assert store.installed_differs(tmp_path, installed)
+    (installed / "_new.py").write_text("two = 3\n")
+    assert store.installed_differs(tmp_path, installed)
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git tells what was changed")
+def test_changes_and_new_files_change_the_name_of_the_commit(tmp_path: Path) -> None:
+    def git(*arguments: str) -> None:
+        identity = ("-c", "user.name=a", "-c", "user.email=a@example.com")
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True)
+
+    (tmp_path / "core").mkdir()
+    (tmp_path / "core" / "engine.cc").write_text("int a;\n")
+    (tmp_path / "pyproject.toml").write_text("")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "one")
+    names = [store.checkout(tmp_path)]
+    for path, text in (
+        ("pyproject.toml", "[project]\n"),
+        ("core/new.h", "int b;\n"),
+        ("core/new.h", "int c;\n"),
+    ):
+        (tmp_path / path).write_text(text)
+        names.append(store.checkout(tmp_path))
+    assert len(set(names)) == 4 and len({name.partition("+")[0] for name in names}) == 1
+    (tmp_path / "README.md").write_text("changes no figure\n")
+    assert store.checkout(tmp_path) == names[-1]
 
 
 def test_a_run_with_settings_of_its_own_overwrites_nothing() -> None:
