@@ -619,7 +619,10 @@ PyObject* Loop::add_watcher(int fd, Wanted what, PyObject* callback, PyObject* c
 }
 
 bool Loop::watch(int fd, Wanted what, PyObject* operation) {
-  const ReadinessWatchers::Added added = engine_.watchers().add(fd, what, operation);
+  return added_watcher(engine_.watchers().add(fd, what, operation), operation);
+}
+
+bool Loop::added_watcher(const ReadinessWatchers::Added& added, PyObject* operation) {
   if (added.error != 0) {
     py::set_os_error(added.error);
     return false;
@@ -632,6 +635,28 @@ bool Loop::watch(int fd, Wanted what, PyObject* operation) {
 void Loop::unwatch(int fd, Wanted what, PyObject* operation) noexcept {
   if (engine_.watchers().at(fd, what) == operation) {
     const Ref watcher = Ref::steal(as_object(engine_.watchers().remove(fd, what)));
+  }
+}
+
+bool Loop::watch_after_read(int fd, PyObject* sock, PyObject* operation) {
+  // A socket object keeps its descriptor for life, and there is one plain weak reference to it: the
+  // same reference, which is held here, means the same file.
+  Ref socket = Ref::steal(PyWeakref_NewRef(sock, nullptr));
+  if (!socket) {
+    return false;
+  }
+  const auto index = static_cast<std::size_t>(fd);
+  if (index >= resting_sockets_.size()) {
+    resting_sockets_.resize(index + 1);
+  }
+  const bool same_file = resting_sockets_[index].get() == socket.get();
+  resting_sockets_[index] = std::move(socket);
+  return added_watcher(engine_.watchers().add_after_read(fd, operation, same_file), operation);
+}
+
+void Loop::rest(int fd, PyObject* operation) noexcept {
+  if (engine_.watchers().at(fd, kWantReadable) == operation) {
+    const Ref watcher = Ref::steal(as_object(engine_.watchers().rest(fd)));
   }
 }
 

@@ -141,6 +141,12 @@ class Loop final : private Host, private Clock {
   [[nodiscard]] bool watch(int fd, Wanted what, PyObject* operation);
   // Only if it is this one that waits there.
   void unwatch(int fd, Wanted what, PyObject* operation) noexcept;
+  // For one that has read from `sock` and found nothing. rest() ends that when it has read
+  // something: the next wait of the same socket costs no system call then. look_again(), when it
+  // has found nothing although it was told.
+  [[nodiscard]] bool watch_after_read(int fd, PyObject* sock, PyObject* operation);
+  void rest(int fd, PyObject* operation) noexcept;
+  void look_again(int fd) noexcept { engine_.watchers().look_again(fd); }
 
   // Files given as objects, by identity: remove_reader() finds one again after it was closed.
   void remember_descriptor(PyObject* object, int fd);  // Throws std::bad_alloc.
@@ -201,6 +207,7 @@ class Loop final : private Host, private Clock {
   std::size_t last_sock_read = 0;  // Bytes of the last sock_recv() or sock_recvfrom().
 
  private:
+  [[nodiscard]] bool added_watcher(const ReadinessWatchers::Added& added, PyObject* operation);
   // By the function of this name in the Python half, which tells what callback it was.
   void report_callback(py::PendingError error, const char* reporter, PyObject* callback);
   // Host.
@@ -266,6 +273,8 @@ class Loop final : private Host, private Clock {
   std::vector<PyObject*> transports_;   // By descriptor; owned references.
   std::unordered_set<PyObject*> held_;  // Owned references.
   std::vector<std::pair<py::Ref, int>> watched_objects_;
+  // By descriptor, a weak reference to the socket whose reader was there last.
+  std::vector<py::Ref> resting_sockets_;
   std::unique_ptr<char[]> scratch_;
   TlsScratch tls_scratch_;
   PyThreadState* saved_thread_ = nullptr;

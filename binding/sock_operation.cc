@@ -440,7 +440,9 @@ PySendResult SockOperation::wait(PyObject** result) {
     return PYGEN_ERROR;
   }
   stage_ = Stage::waiting;  // From here on an error takes the watcher away again.
-  if (!loop_->watch(fd_, traits_of(call_).wanted, self_)) {
+  const bool watched = receives() ? loop_->watch_after_read(fd_, sock_.get(), self_)
+                                  : loop_->watch(fd_, traits_of(call_).wanted, self_);
+  if (!watched) {
     return PYGEN_ERROR;
   }
   awaited_ = awaitable_iterator(future_.get());
@@ -463,6 +465,10 @@ PySendResult SockOperation::resume(PyObject* value, PyObject** result) {
 
 // ---- the watcher ----
 
+bool SockOperation::receives() const noexcept {
+  return traits_of(call_).wanted == kWantReadable && call_ != SockCall::accept;
+}
+
 void SockOperation::stop_watching() noexcept {
   if (stage_ == Stage::waiting && !loop_->closed() && !loop_->forked()) {
     loop_->unwatch(fd_, traits_of(call_).wanted, self_);
@@ -483,7 +489,11 @@ void SockOperation::on_ready() {
   Ref value;
   const Attempt outcome = done ? attempt_when_ready(value) : Attempt::failed;
   if (outcome == Attempt::again) {
+    loop_->look_again(fd_);
     return;
+  }
+  if (outcome == Attempt::done && receives()) {
+    loop_->rest(fd_, self_);
   }
   PendingError error = PendingError::take();
   if (error.must_leave_loop()) {

@@ -82,6 +82,7 @@ class SockOperation {
   [[nodiscard]] bool enter() noexcept;
   [[nodiscard]] PySendResult leave(PySendResult outcome);
   void finish() noexcept;
+  [[nodiscard]] bool receives() const noexcept;
   void stop_watching() noexcept;
 
   [[nodiscard]] PySendResult begin(PyObject** result);

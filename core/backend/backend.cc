@@ -113,6 +113,7 @@ void Backend::stop_accept(Channel& channel) noexcept {
 int Backend::watch(Channel& channel, Wanted what) noexcept {
   assert(channel.kind == Channel::Kind::readiness);
   const bool had = channel.wants(what);
+  channel.edge = channel.resting = false;
   ask(channel, what);
   const int error = change_now(channel);
   if (error != 0 && !had) {
@@ -127,6 +128,32 @@ void Backend::unwatch(Channel& channel, Wanted what) noexcept {
     // A failure here means that the descriptor was closed behind our back: then there is nothing
     // left to tell the kernel.
     (void)change_now(channel);
+  }
+}
+
+int Backend::watch_after_read(Channel& channel) noexcept {
+  if (!has_edges_ || channel.wanted != 0) {
+    return watch(channel, kWantReadable);
+  }
+  channel.edge = true;
+  ask(channel, kWantReadable);
+  // A read that found nothing although there was something is a fault of a test's making: then the
+  // kernel has to look again.
+  const bool known = std::exchange(channel.resting, false) && !ledger::kKept;
+  const int error = known ? 0 : change_now(channel);
+  if (error != 0) {
+    channel.edge = false;
+    unask(channel, kWantReadable);
+  }
+  return error;
+}
+
+void Backend::rest(Channel& channel) noexcept {
+  if (channel.edge && channel.wanted == kWantReadable) {
+    unask(channel, kWantReadable);
+    channel.resting = true;
+  } else {
+    unwatch(channel, kWantReadable);
   }
 }
 
@@ -149,6 +176,10 @@ bool Backend::is_due(const Channel& channel, Wanted what) const noexcept {
 void Backend::dispatch(ChannelId id, std::uint32_t io_events) {
   Channel* channel = find(id);
   if (channel == nullptr) {
+    return;
+  }
+  if (std::exchange(channel->resting, false)) {
+    (void)change_now(*channel);
     return;
   }
   Sink* const sink = channel->sink;

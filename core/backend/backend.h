@@ -126,6 +126,8 @@ struct Channel {
   std::uint8_t registered = 0;  // What the kernel has been told; the backend's own.
   bool dirty = false;           // In the backend's list of changes to tell; the backend's own.
   bool send_due = false;        // In the list of sends of the next poll; the backend's own.
+  bool edge = false;            // The kernel tells of what is new alone; the backend's own.
+  bool resting = false;         // Registered so, and wanted by nobody now; the backend's own.
   // Accepts at most per delivery; datagrams at most per system call.
   std::uint16_t batch = 0;
   ChannelId id{};
@@ -192,6 +194,11 @@ class Backend {
   // success.
   [[nodiscard]] int watch(Channel& channel, Wanted what) noexcept;
   void unwatch(Channel& channel, Wanted what) noexcept;
+  // The same two for one who waits often, and only after a read that found nothing: rest() leaves
+  // the registration to the next watch_after_read(), which then costs no system call. An event that
+  // comes meanwhile takes it away. The caller vouches that the number is the file it was.
+  [[nodiscard]] int watch_after_read(Channel& channel) noexcept;
+  void rest(Channel& channel) noexcept;
 
   // What somebody who watches a descriptor reads and writes there: pipes and terminals, say. By
   // number, because several of them may share one.
@@ -269,6 +276,7 @@ class Backend {
   std::uint64_t polls_ = 1;  // The serial number of the newest poll.
   bool abandoned_ = false;
   bool batches_sends_ = false;
+  bool has_edges_ = false;         // Whether the kernel can tell of what is new alone.
   std::vector<ChannelId> sends_;   // To go out with the next poll. An id may be stale by then.
   std::vector<ChannelId> unsent_;  // Did not go out whole: on_send_due() is to follow.
   unsigned sends_out_ = 0;         // Handed to the kernel and not settled yet.

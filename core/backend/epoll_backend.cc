@@ -8,12 +8,12 @@
 namespace cpploop {
 namespace {
 
-[[nodiscard]] std::uint32_t epoll_mask(std::uint8_t wanted) noexcept {
-  std::uint32_t mask = 0;
-  if ((wanted & kWantReadable) != 0) {
+[[nodiscard]] std::uint32_t epoll_mask(const Channel& channel) noexcept {
+  std::uint32_t mask = channel.edge ? static_cast<std::uint32_t>(EPOLLET) : 0U;
+  if (channel.wants(kWantReadable)) {
     mask |= EPOLLIN;
   }
-  if ((wanted & kWantWritable) != 0) {
+  if (channel.wants(kWantWritable)) {
     mask |= EPOLLOUT;
   }
   return mask;
@@ -22,6 +22,7 @@ namespace {
 }  // namespace
 
 EpollBackend::EpollBackend(int wakeup_fd) : events_(kEventsPerWait) {
+  has_edges_ = true;
   const IoResult created = os::epoll_create();
   if (!created.ok()) {
     throw std::system_error(created.error, std::generic_category(), "epoll_create1");
@@ -38,7 +39,7 @@ int EpollBackend::watch_wakeup(int wakeup_fd, bool watched) noexcept {
 }
 
 int EpollBackend::register_now(const Channel& channel) noexcept {
-  const std::uint32_t mask = epoll_mask(channel.wanted);
+  const std::uint32_t mask = epoll_mask(channel);
   const std::uint64_t data = to_data(channel.id);
   int error = 0;
   if (channel.registered == 0) {

@@ -62,6 +62,7 @@ IoUringBackend::IoUringBackend(int wakeup_fd, std::unique_ptr<os::IoRing> ring)
     throw std::system_error(error, std::generic_category(), "epoll_ctl");
   }
   batches_sends_ = true;
+  has_edges_ = false;  // Polls of the ring are for once.
 }
 
 IoUringBackend::~IoUringBackend() { close(); }

@@ -13,11 +13,11 @@ ReadinessWatchers::~ReadinessWatchers() { assert(count_ == 0); }
 void ReadinessWatchers::Watcher::on_readable() { engine.host().notify(reader); }
 void ReadinessWatchers::Watcher::on_writable() { engine.host().notify(writer); }
 
-ReadinessWatchers::Added ReadinessWatchers::add(int fd, Wanted what, Token token) {
+ReadinessWatchers::Watcher* ReadinessWatchers::attached_watcher(int fd) {
   const auto index = static_cast<std::size_t>(fd);
   if (index >= by_fd_.size()) {
     if (!os::is_open(fd)) {
-      return {EBADF, nullptr};  // Any number can come in here; the table grows for real ones alone.
+      return nullptr;  // Any number can come in here; the table grows for real ones alone.
     }
     by_fd_.resize(index + 1);
   }
@@ -28,7 +28,11 @@ ReadinessWatchers::Added ReadinessWatchers::add(int fd, Wanted what, Token token
   if (!watcher.channel.attached()) {
     engine_.backend().attach(watcher.channel, fd, Channel::Kind::readiness, &watcher);
   }
-  const int error = engine_.backend().watch(watcher.channel, what);
+  return &watcher;
+}
+
+ReadinessWatchers::Added ReadinessWatchers::settle(Watcher& watcher, Wanted what, Token token,
+                                                   int error) noexcept {
   if (error != 0) {
     if (watcher.channel.wanted == 0) {
       engine_.backend().detach(watcher.channel);
@@ -40,6 +44,42 @@ ReadinessWatchers::Added ReadinessWatchers::add(int fd, Wanted what, Token token
     ++count_;
   }
   return {0, replaced};
+}
+
+ReadinessWatchers::Added ReadinessWatchers::add(int fd, Wanted what, Token token) {
+  Watcher* watcher = attached_watcher(fd);
+  if (watcher == nullptr) {
+    return {EBADF, nullptr};
+  }
+  return settle(*watcher, what, token, engine_.backend().watch(watcher->channel, what));
+}
+
+ReadinessWatchers::Added ReadinessWatchers::add_after_read(int fd, Token token, bool same_file) {
+  if (Watcher* known = find(fd); known != nullptr && known->channel.resting && !same_file) {
+    engine_.backend().detach(known->channel);
+  }
+  Watcher* watcher = attached_watcher(fd);
+  if (watcher == nullptr) {
+    return {EBADF, nullptr};
+  }
+  const int error = engine_.backend().watch_after_read(watcher->channel);
+  return settle(*watcher, kWantReadable, token, error);
+}
+
+Token ReadinessWatchers::rest(int fd) noexcept {
+  Watcher* watcher = find(fd);
+  if (watcher == nullptr || watcher->reader == nullptr) {
+    return nullptr;
+  }
+  engine_.backend().rest(watcher->channel);
+  --count_;
+  return std::exchange(watcher->reader, nullptr);
+}
+
+void ReadinessWatchers::look_again(int fd) noexcept {
+  if (Watcher* watcher = find(fd); watcher != nullptr && watcher->channel.edge) {
+    (void)engine_.backend().watch(watcher->channel, kWantReadable);
+  }
 }
 
 Token ReadinessWatchers::remove(int fd, Wanted what) noexcept {

@@ -28,6 +28,12 @@ class ReadinessWatchers {
   [[nodiscard]] Added add(int fd, Wanted what, Token token);
   // The token that was there, for the caller to drop, or null.
   [[nodiscard]] Token remove(int fd, Wanted what) noexcept;
+  // The same two for a reader that reads before it waits, and waits often: see Backend. `same_file`
+  // when the number stands for the file that it stood for at the last rest().
+  [[nodiscard]] Added add_after_read(int fd, Token token, bool same_file);
+  [[nodiscard]] Token rest(int fd) noexcept;
+  // Has the kernel tell the reader again of what is there already.
+  void look_again(int fd) noexcept;
   [[nodiscard]] bool has(int fd, Wanted what) const noexcept { return at(fd, what) != nullptr; }
   // The token that is there, which stays the watchers', or null.
   [[nodiscard]] Token at(int fd, Wanted what) const noexcept;
@@ -78,6 +84,9 @@ class ReadinessWatchers {
     Token writer = nullptr;
   };
 
+  // Null for a number that is not open.
+  [[nodiscard]] Watcher* attached_watcher(int fd);
+  [[nodiscard]] Added settle(Watcher& watcher, Wanted what, Token token, int error) noexcept;
   [[nodiscard]] Watcher* find(int fd) const noexcept {
     return fd >= 0 && static_cast<std::size_t>(fd) < by_fd_.size()
                ? by_fd_[static_cast<std::size_t>(fd)].get()

@@ -883,6 +883,84 @@ TEST(KernelBackend, DetachingLeavesTheNextUserOfTheNumberRegistered) {
   EXPECT_EQ(backend.wait(0).value, 0);
 }
 
+class RestingReader : public ::testing::Test {
+ protected:
+  RestingReader() {
+    backend_->attach(channel_, pipe_.reading.get(), Channel::Kind::readiness,
+                     static_cast<ReadinessSink*>(&receiver_));
+    EXPECT_EQ(backend_->watch_after_read(channel_), 0);
+  }
+  ~RestingReader() override { backend_->detach(channel_); }
+
+  // How many events a look into the kernel finds; they are delivered.
+  std::int64_t turn() {
+    backend_->apply_changes();
+    const IoResult waited = backend_->wait(0);
+    EXPECT_TRUE(waited.ok());
+    ReadyQueue ready;
+    backend_->collect(ready);
+    while (!ready.empty()) {
+      const ReadyEntry entry = ready.pop();
+      backend_->dispatch(entry.channel, entry.io_events);
+    }
+    return waited.value;
+  }
+  void read_all() {
+    std::array<char, 100> bytes{};
+    EXPECT_GT(::read(pipe_.reading.get(), bytes.data(), bytes.size()), 0);
+  }
+
+  WakeupInbox inbox_;
+  std::unique_ptr<Backend> backend_ = make_backend(BackendChoice::automatic, inbox_.fd());
+  Pipe pipe_;
+  Receiver receiver_;
+  Channel channel_;
+};
+
+TEST_F(RestingReader, IsToldOfWhatCameAfterItsRead) {
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_EQ(turn(), 0);
+    pipe_.make_readable();
+    turn();
+    EXPECT_EQ(receiver_.log, Lines(static_cast<std::size_t>(i) + 1, "readable"));
+    read_all();
+    backend_->rest(channel_);
+    EXPECT_EQ(backend_->watch_after_read(channel_), 0);
+  }
+}
+
+TEST_F(RestingReader, IsLeftInPeaceByWhatComesMeanwhile) {
+  backend_->rest(channel_);
+  EXPECT_FALSE(backend_->has_channels());
+  pipe_.make_readable();
+  turn();
+  EXPECT_EQ(turn(), 0) << "the first event took the registration away";
+  EXPECT_EQ(receiver_.log, Lines());
+  read_all();
+  ASSERT_EQ(backend_->watch_after_read(channel_), 0);
+  pipe_.make_readable();
+  EXPECT_EQ(turn(), 1);
+  EXPECT_EQ(receiver_.log, (Lines{"readable"}));
+}
+
+TEST_F(RestingReader, MayBecomeAWatcherThatIsToldWhileItLasts) {
+  backend_->rest(channel_);
+  pipe_.make_readable();
+  ASSERT_EQ(backend_->watch(channel_, kWantReadable), 0);
+  turn();
+  turn();
+  EXPECT_EQ(receiver_.log, Lines(2, "readable"));
+}
+
+TEST_F(RestingReader, IsForgottenWithItsChannel) {
+  backend_->rest(channel_);
+  const UniqueFd copy(::fcntl(pipe_.reading.get(), F_DUPFD_CLOEXEC, 0));
+  backend_->detach(channel_);
+  pipe_.reading.reset();
+  pipe_.make_readable();
+  EXPECT_EQ(turn(), 0);
+}
+
 TEST(KernelBackend, OwnerThatLostItsNumberDoesNotTakeTheNextUsersRegistration) {
   WakeupInbox inbox;
   const auto made = make_backend(BackendChoice::automatic, inbox.fd());
