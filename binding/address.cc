@@ -3,6 +3,7 @@
 #include <arpa/inet.h>
 #include <sys/un.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstring>
 
@@ -13,7 +14,9 @@ namespace {
   sockaddr_un name{};
   std::memcpy(&name, &address.storage, sizeof(name));
   const std::size_t prefix = offsetof(sockaddr_un, sun_path);
-  const std::size_t length = address.length > prefix ? address.length - prefix : 0;
+  // Linux counts the terminator that a path of full length has no room for.
+  const std::size_t length =
+      address.length > prefix ? std::min(address.length - prefix, sizeof(name.sun_path)) : 0;
   if (length > 0 && name.sun_path[0] == '\0') {
     return PyBytes_FromStringAndSize(name.sun_path, static_cast<Py_ssize_t>(length));
   }

@@ -8,8 +8,8 @@
 #include "binding/loop.h"
 #include "binding/py/python.h"
 #include "binding/py/ref.h"
+#include "binding/python_socket.h"
 #include "binding/transport_object.h"
-#include "binding/transport_parts.h"
 #include "core/net/datagram_socket.h"
 
 namespace cpploop {
@@ -74,10 +74,7 @@ class DatagramTransport final : public DatagramEvents {
   void hold() noexcept override;
   void release() noexcept override;
   [[nodiscard]] bool owns_descriptor() noexcept override {
-    // The transport and the TransportSocket of get_extra_info() hold it; who else can have closed
-    // it?
-    return Py_REFCNT(python_socket_.get()) <= 2 ||
-           has_descriptor(loop_->state(), python_socket_.get(), fd_);
+    return has_descriptor(loop_->state(), python_socket_.get(), fd_);
   }
   void on_datagram(const Datagram& datagram) override;
   void on_receive_error(int error) override;

@@ -12,8 +12,8 @@
 #include "binding/py/context.h"
 #include "binding/py/guard.h"
 #include "binding/py/python.h"
+#include "binding/python_socket.h"
 #include "binding/stream_transport.h"
-#include "binding/transport_parts.h"
 
 namespace cpploop {
 namespace {
@@ -143,12 +143,12 @@ class ServerListener final : public ListenerEvents {
 
   void hand_over(UniqueFd fd, const os::SocketAddress& peer, PyObject* context) {
     ModuleState& state = loop_.state();
-    Ref sock = Ref::steal(PyObject_CallMethod(state.support, "_socket_from", "i", fd.get()));
+    // The Python socket's from here on, also when a KeyboardInterrupt ends the call that makes it.
+    Ref sock = Ref::steal(PyObject_CallMethod(state.support, "_socket_from", "i", fd.release()));
     if (!sock) {
       report_failure(PendingError::take(), nullptr);
       return;
     }
-    (void)fd.release();  // The Python socket's now.
     Ref address = Ref::steal(address_object(peer));
     Ref result =
         address

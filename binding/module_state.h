@@ -104,6 +104,8 @@ struct ModuleState {
   unsigned int socket_type_version = 0;
   PyObject* socket_family_field = nullptr;
   PyObject* socket_type_field = nullptr;
+  // Whether a socket's number can be read where socket_number() looks.
+  bool reads_socket_numbers = false;
 
   // The edge's helpers for what is rare and reads better in Python (cpploop._support).
   PyObject* support = nullptr;

@@ -90,6 +90,28 @@ using py::Ref;
           ->tp_descr_get(descriptor, sock, reinterpret_cast<PyObject*>(Py_TYPE(sock))));
 }
 
+// CPython's socket objects begin with their number. Who else holds such an object may close it from
+// another thread.
+[[nodiscard]] int number_inside(PyObject* sock) noexcept {
+  auto* number = reinterpret_cast<int*>(reinterpret_cast<char*>(sock) + sizeof(PyObject));
+  return std::atomic_ref(*number).load(std::memory_order_relaxed);
+}
+
+// Asked of a socket that was never opened. One that is open proves itself whenever it is looked at:
+// what differs there is asked for in the ordinary way.
+[[nodiscard]] bool reads_numbers(PyTypeObject* type) {
+  if (type->tp_basicsize < static_cast<Py_ssize_t>(sizeof(PyObject) + sizeof(int))) {
+    return false;
+  }
+  Ref unopened = Ref::steal(PyObject_CallMethod(reinterpret_cast<PyObject*>(type), "__new__", "O",
+                                                reinterpret_cast<PyObject*>(type)));
+  if (!unopened) {
+    PyErr_Clear();
+    return false;
+  }
+  return number_inside(unopened.get()) == -1;
+}
+
 }  // namespace
 
 bool import_sockets(ModuleState& state) {
@@ -111,6 +133,7 @@ bool import_sockets(ModuleState& state) {
   state.socket_family_field = PyObject_GetAttr(native_type.get(), state.str_family);
   state.socket_type_field = PyObject_GetAttr(native_type.get(), state.str_type);
   state.socket_type = reinterpret_cast<PyTypeObject*>(type.release());
+  state.reads_socket_numbers = reads_numbers(state.socket_type);
   if (state.socket_family_field == nullptr || state.socket_type_field == nullptr) {
     return false;
   }
@@ -150,6 +173,13 @@ int socket_descriptor(ModuleState& state, PyObject* sock) noexcept {
     return -1;
   }
   return static_cast<int>(fd);
+}
+
+bool has_descriptor(ModuleState& state, PyObject* sock, int fd) noexcept {
+  // What is not a socket is a test's stand-in, which cannot be asked natively.
+  return PyObject_TypeCheck(sock, state.socket_type) == 0 ||
+         (state.reads_socket_numbers && number_inside(sock) == fd) ||
+         socket_descriptor(state, sock) == fd;
 }
 
 bool is_non_blocking(ModuleState& state, PyObject* sock) noexcept {
@@ -201,13 +231,14 @@ PyObject* accepted_socket(ModuleState& state, PyObject* listener, UniqueFd fd) {
   if (!flagged || !number) {
     return nullptr;
   }
+  // Given up before: a KeyboardInterrupt behind the moment in which the object took it closes it.
+  (void)fd.release();
   PyObject* arguments[] = {family.get(), flagged.get(), proto.get(), number.get()};
   Ref sock = Ref::steal(
       PyObject_Vectorcall(reinterpret_cast<PyObject*>(state.socket_type), arguments, 4, nullptr));
   if (!sock) {
     return nullptr;
   }
-  (void)fd.release();
   return know_as_non_blocking(sock.get()) ? sock.release() : nullptr;
 }
 

@@ -19,13 +19,17 @@ namespace cpploop {
 
 // The descriptor; -1 for a closed socket. Never an error set.
 [[nodiscard]] int socket_descriptor(ModuleState& state, PyObject* sock) noexcept;
+// Whether it is `fd` still. Asked before each read and each send, so it is a look into the object
+// where that is known to tell.
+[[nodiscard]] bool has_descriptor(ModuleState& state, PyObject* sock, int fd) noexcept;
 // Whether its time-out is 0, as setblocking(False) leaves it. Never an error set.
 [[nodiscard]] bool is_non_blocking(ModuleState& state, PyObject* sock) noexcept;
 // Its address family; -1 if that cannot be told. Never an error set.
 [[nodiscard]] int socket_family(ModuleState& state, PyObject* sock) noexcept;
 
 // A non-blocking socket.socket over `fd`, of the kind of the listening socket it was accepted from,
-// as that one's accept() makes it. New reference or null; on failure `fd` is closed.
+// as that one's accept() makes it. New reference or null; the descriptor is the object's in any
+// case.
 [[nodiscard]] PyObject* accepted_socket(ModuleState& state, PyObject* listener, UniqueFd fd);
 
 }  // namespace cpploop

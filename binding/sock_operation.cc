@@ -605,7 +605,8 @@ SockOperation::Attempt SockOperation::receive_into(Ref& result, bool with_peer) 
     return Attempt::unusual;
   }
   const std::size_t size = with_peer ? size_ : memory.size();
-  if (size > memory.size()) {
+  // To ask for the memory may have closed the socket.
+  if (size > memory.size() || !has_descriptor(loop_->state(), sock_.get(), fd_)) {
     return Attempt::unusual;
   }
   os::SocketAddress from;
@@ -630,6 +631,9 @@ SockOperation::Attempt SockOperation::send_rest(Ref& result) {
   if (!data_.held() && !data_.acquire(arguments_[0].get(), PyBUF_SIMPLE)) {
     PyErr_Clear();
     return Attempt::unusual;
+  }
+  if (!has_descriptor(loop_->state(), sock_.get(), fd_)) {
+    return Attempt::unusual;  // To ask for the memory may have closed it.
   }
   const std::size_t left = data_.size() - size_;
   const IoResult sent = os::send_now(fd_, static_cast<const char*>(data_.data()) + size_, left);

@@ -96,8 +96,9 @@ void StreamTransport::close_descriptor() noexcept {
     if (!descriptor_open()) {
       return;
     }
+    const bool owned = owns_descriptor();
     UniqueFd fd = socket_->take_fd();
-    if (lent_) {
+    if (lent_ && owned) {
       // Somebody sends on a duplicate, which would keep the connection up.
       os::shutdown_both(fd.get());
     }
@@ -872,8 +873,13 @@ bool ensure_no_transport(Loop& loop, int fd, PyObject* object) {
     if (datagram_transport_of(transport).socket().is_closing()) {
       return true;
     }
-  } else if (transport_of(transport).socket().is_closing() || transport_of(transport).lent()) {
+  } else if (transport_of(transport).lent()) {
     return true;
+  } else if (StreamTransport& stream = transport_of(transport); stream.socket().is_closing()) {
+    // What it still has to send would wait for ever under somebody else's registration.
+    if (!stream.socket().waits_for_kernel() || !stream.owns_descriptor()) {
+      return true;
+    }
   }
   PyErr_Format(PyExc_RuntimeError, "File descriptor %R is used by transport %R", object, transport);
   return false;

@@ -10,9 +10,9 @@
 #include "binding/py/buffer.h"
 #include "binding/py/python.h"
 #include "binding/py/ref.h"
+#include "binding/python_socket.h"
 #include "binding/stream_feed.h"
 #include "binding/transport_object.h"
-#include "binding/transport_parts.h"
 #include "core/net/stream_socket.h"
 
 namespace cpploop {
@@ -106,12 +106,12 @@ class StreamTransport final : public StreamEvents {
   // StreamEvents.
   void hold() noexcept override;
   void release() noexcept override;
-  // Only who holds the Python socket can have closed it.
+  // Who else holds the Python socket can close it.
   [[nodiscard]] bool shares_descriptor() noexcept override {
     return python_socket_ && Py_REFCNT(python_socket_.get()) > (socket_told_ ? 2 : 1);
   }
   [[nodiscard]] bool owns_descriptor() noexcept override {
-    return !shares_descriptor() || has_descriptor(loop_->state(), python_socket_.get(), fd_);
+    return !python_socket_ || has_descriptor(loop_->state(), python_socket_.get(), fd_);
   }
   [[nodiscard]] ReceiveBuffer receive_buffer() override;
   void on_bytes(std::size_t count) override;

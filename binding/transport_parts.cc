@@ -1,6 +1,5 @@
 #include "binding/transport_parts.h"
 
-#include "binding/python_socket.h"
 #include "binding/transport_object.h"
 
 namespace cpploop {
@@ -29,12 +28,6 @@ bool schedule_connection_lost(Loop& loop, PyObject* transport, PyObject* excepti
                               PyObject* context) {
   Ref method = Ref::steal(PyObject_GetAttr(transport, loop.state().str__call_connection_lost));
   return method && loop.schedule(method.get(), &exception, 1, context);
-}
-
-bool has_descriptor(ModuleState& state, PyObject* python_socket, int fd) noexcept {
-  // What is not a socket is a test's stand-in, which cannot be asked natively.
-  return PyObject_TypeCheck(python_socket, state.socket_type) == 0 ||
-         socket_descriptor(state, python_socket) == fd;
 }
 
 void detach_and_close(ModuleState& state, UniqueFd fd, PyObject* python_socket) {

@@ -23,9 +23,6 @@ inline constexpr std::uint32_t kWarnAfterLostWrites = 5;
 [[nodiscard]] bool schedule_connection_lost(Loop& loop, PyObject* transport, PyObject* exception,
                                             PyObject* context);
 
-// Whether the Python socket that shares the descriptor `fd` has it still: if not, somebody closed
-// it, and the number may be another file's.
-[[nodiscard]] bool has_descriptor(ModuleState& state, PyObject* python_socket, int fd) noexcept;
 // Closes a descriptor that a Python socket (null: none) shares. That lets go first; if it no longer
 // holds the number, somebody closed it behind our back, the number may be another file's by now,
 // and it is not ours to close.

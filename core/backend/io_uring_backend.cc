@@ -317,6 +317,10 @@ void IoUringBackend::orphan(const Line& line) noexcept {
 
 void IoUringBackend::tell(Channel& channel, Line& line) noexcept {
   const bool readable = channel.wants(kWantReadable);
+  if (channel.wanted != 0 && !channel.sink->owns_descriptor()) {
+    refuse(channel);  // The number may be another file's: the owner is to find that out.
+    return;
+  }
   if (readable && line.pending()) {
     look_again(channel);
   }
@@ -408,6 +412,10 @@ bool IoUringBackend::prepare_send(Channel& channel) noexcept {
   const std::span<iovec> room = std::span(parts_).subspan(parts_used_);
   if (room.empty() || sends_out_ == kSendsPerPoll) {
     return false;
+  }
+  if (!channel.sink->owns_descriptor()) {
+    send_at_collect(channel.id);  // Fails there, where the owner can be told.
+    return true;
   }
   const std::span<const iovec> parts = static_cast<StreamSink*>(channel.sink)->parts_to_send(room);
   if (parts.empty()) {

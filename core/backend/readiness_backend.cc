@@ -122,6 +122,14 @@ void ReadinessBackend::apply_changes() {
   refused_polls_ = failed_.empty() ? 0 : refused_polls_ + 1;
 }
 
+void ReadinessBackend::refuse(const Channel& channel) noexcept {
+  try {
+    failed_.push_back(channel.id);
+  } catch (const std::bad_alloc&) {
+    return;  // It is told at its next change.
+  }
+}
+
 void ReadinessBackend::collect_refused(ReadyQueue& ready) {
   for (const ChannelId id : failed_) {
     ready.push(ReadyEntry::of_io(id, kIoReadable | kIoWritable));
@@ -180,6 +188,10 @@ void ReadinessBackend::receive_datagrams(Channel& channel) {
   }
   // The same bound. Each is delivered before the next is taken from the kernel.
   for (unsigned i = 0; i < os::DatagramBatch::kMessages; ++i) {
+    // What the one before has called may have closed the file.
+    if (i != 0 && !find(id)->sink->owns_descriptor()) {
+      return;
+    }
     if (!deliver_datagrams(id, batch_->receive_one(fd))) {
       return;
     }
@@ -195,7 +207,7 @@ void ReadinessBackend::accept(Channel& channel) {
     const IoResult result = os::accept(fd, peer);
     if (result.ok()) {
       const bool more = sink->on_accepted(UniqueFd(static_cast<int>(result.value)), peer);
-      if (!more || find(id) == nullptr) {
+      if (!more || find(id) == nullptr || !sink->owns_descriptor()) {
         return;
       }
       continue;

@@ -49,6 +49,7 @@ class ReadinessBackend : public Backend {
   void accept(Channel& channel) override;
 
   // What the kernel refused to watch counts as ready: queued behind what was found.
+  void refuse(const Channel& channel) noexcept;
   [[nodiscard]] std::size_t refused_count() const noexcept { return failed_.size(); }
   void collect_refused(ReadyQueue& ready);
   [[nodiscard]] bool has_refused() const noexcept { return !failed_.empty(); }

@@ -54,7 +54,9 @@ ReceiveBuffer StreamSocket::receive_buffer() {
   // What an earlier callback of the turn wrote goes first: of a peer that is gone the write is to
   // hear, as it would have when it was made.
   flush();
-  if (lost_count_ != 0) {
+  // The kernel being full, the owner may have been told to pause, and have paused reading or
+  // closed.
+  if (lost_count_ != 0 || !channel_.wants(kWantReadable)) {
     return {};
   }
   if (!owns_descriptor()) {
@@ -62,6 +64,11 @@ ReceiveBuffer StreamSocket::receive_buffer() {
     return {};
   }
   const ReceiveBuffer buffer = events_.receive_buffer();
+  if (buffer.size != 0 && !owns_descriptor()) {
+    events_.on_bytes(0);  // Closed by whoever made room: the buffer goes back unused.
+    events_.on_receive_error(EBADF);
+    return {};
+  }
   receive_capacity_ = buffer.size;
   return buffer;
 }
@@ -257,8 +264,7 @@ void StreamSocket::on_send_ready() {
 }
 
 std::span<const iovec> StreamSocket::parts_to_send(std::span<iovec> room) noexcept {
-  return blocked_ || lost_count_ != 0 || !owns_descriptor() ? std::span<const iovec>()
-                                                            : queue_.gather(room);
+  return blocked_ || lost_count_ != 0 ? std::span<const iovec>() : queue_.gather(room);
 }
 
 bool StreamSocket::on_sent(IoResult result) noexcept {
@@ -337,6 +343,9 @@ IoResult StreamSocket::write_eof() {
 bool StreamSocket::close() {
   if (closing_) {
     return false;
+  }
+  if (send_error_ != 0) {
+    on_send_due();  // A send with the poll has failed, and nobody has been told yet.
   }
   flush();
   if (closing_) {

@@ -636,9 +636,9 @@ def tcp_pair(sndbuf: int = 1 << 17, rcvbuf: int = 1 << 17) -> tuple[socket.socke
     return first, second
 
 
-def unix_pair() -> tuple[socket.socket, ...]:
-    """Two connected Unix stream sockets, non-blocking."""
-    first, second = socket.socketpair()
+def unix_pair(kind: int = socket.SOCK_STREAM) -> tuple[socket.socket, ...]:
+    """Two connected Unix sockets, non-blocking."""
+    first, second = socket.socketpair(socket.AF_UNIX, kind)
     first.setblocking(False)
     second.setblocking(False)
     return first, second
@@ -724,7 +724,7 @@ async def transport_pair(
     except BaseException:
         peer.close()
         raise
-    # As where the loop made it: of a socket that somebody else has, too, no write is put off.
+    # Who holds it could close it, and nothing is gathered or held back then.
     del sock
     try:
         yield transport, peer

@@ -9,6 +9,7 @@ import gc
 import os
 import random
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -360,19 +361,22 @@ def test_callers_socket_closed_beside_the_transport(run: Any, how: str, newcomer
     run(main)
 
 
-@pytest.mark.parametrize("how", ["write", "gather", "write_eof", "read"])
+@pytest.mark.parametrize("how", ["write", "gather", "write_eof", "read", "pause"])
 def test_callers_socket_closed_under_a_living_transport(run: Any, how: str) -> None:
-    """C1: the number goes to somebody else at once, who gets none of the transport's bytes."""
+    """C1: the number goes to somebody else at once, who gets none of the transport's bytes, and
+    whose bytes the transport does not get. Nobody holds the socket object any more, either."""
 
     async def main(env: Env) -> None:
-        sock, peer = support.unix_pair()
+        ours, peer = support.unix_pair()
+        holders = [ours]
         rec = Recorder()
-        transport, _ = await attach(sock, rec)
-        fd = sock.fileno()
+        transport, _ = await attach(ours, rec)
+        fd = ours.fileno()
+        del ours
         theirs: list[socket.socket] = []
 
         def closed_and_taken() -> None:
-            sock.close()
+            holders.pop().close()
             theirs.extend(support.unix_pair())
             assert theirs[0].fileno() == fd
 
@@ -395,14 +399,29 @@ def test_callers_socket_closed_under_a_living_transport(run: Any, how: str) -> N
             closed_and_taken()
             with pytest.raises(OSError, match="Bad file descriptor"):
                 transport.write_eof()
+        elif how == "pause":
+            for _ in range(12):
+                peer.send(b"p")
+                await turns(2)
+            rec.received.clear()
+            transport.pause_reading()
+            await turns(2)
+            closed_and_taken()
         else:
             peer.send(b"too late")
             closed_and_taken()
             theirs[1].send(b"for somebody else")
         await turns(3)
-        if how != "read":  # What it sent was not read, so it meets a reset.
+        if how == "pause":
+            if env.name == "cpploop":  # asyncio watches the number, whosever it is.
+                transport.resume_reading()
+            await turns(2)
+            theirs[1].send(b"for somebody else")
+            await turns(3)
+        if how != "read":  # What the peer sent there was not read, so it meets a reset.
             assert support.recv_now(peer) == expected
-        assert support.recv_now(theirs[0]) == (b"for somebody else" if how == "read" else b"")
+        theirs_bytes = b"for somebody else" if how in ("read", "pause") else b""
+        assert support.recv_now(theirs[0]) == theirs_bytes
         assert support.recv_now(theirs[1]) == b""
         assert rec.received == b""
         transport.abort()
@@ -410,6 +429,115 @@ def test_callers_socket_closed_under_a_living_transport(run: Any, how: str) -> N
         for end in (peer, *theirs):
             os.fstat(end.fileno())
             end.close()
+
+    run(main)
+
+
+def test_callers_socket_closed_while_a_file_is_sent(
+    run: Any, loop_name: str, tmp_path: Path
+) -> None:
+    """C1: aborting does not shut the next user of the number down."""
+    support.needs_cpploop(loop_name, "its sendfile() ends in an InvalidStateError")
+
+    async def main(env: Env) -> None:
+        path = tmp_path / "large"
+        path.write_bytes(bytes(16 << 20))
+        sock, peer = support.unix_pair()
+        rec = Recorder()
+        transport, _ = await attach(sock, rec)
+        with path.open("rb") as file:
+            sending = env.loop.create_task(env.loop.sendfile(transport, file))
+            await asyncio.sleep(0.05)
+            fd = sock.fileno()
+            sock.close()
+            theirs = support.unix_pair()
+            assert theirs[0].fileno() == fd
+            transport.abort()
+            await rec.until("connection_lost")
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+        assert theirs[0].send(b"x") == 1
+        for end in (peer, *theirs):
+            end.close()
+
+    run(main)
+
+
+def test_callers_datagram_socket_closed_between_two_datagrams(run: Any) -> None:
+    """C1: what waits behind the first of them at the same number is not the endpoint's."""
+
+    async def main(env: Env) -> None:
+        first, peer = support.unix_pair(socket.SOCK_DGRAM)
+        theirs: list[socket.socket] = []
+        fd = first.fileno()
+
+        def taken(_: Any, *__: Any) -> None:
+            if not theirs:
+                first.close()
+                theirs.extend(support.unix_pair(socket.SOCK_DGRAM))
+                assert theirs[0].fileno() == fd
+                theirs[1].send(b"for somebody else")
+
+        rec = DatagramRecorder(on={"datagram_received": taken})
+        transport, _ = await env.loop.create_datagram_endpoint(lambda: rec, sock=first)
+        for _ in range(2):
+            peer.send(b"ours")
+        await rec.until("datagram_received")
+        await turns(3)
+        assert support.recv_now(theirs[0]) == b"for somebody else"
+        transport.abort()
+        await rec.until("connection_lost")
+        for end in (peer, *theirs):
+            end.close()
+
+    run(main)
+
+
+def test_the_rest_goes_out_although_somebody_asks_to_watch(run: Any, loop_name: str) -> None:
+    """A transport that closes with bytes to send keeps its registration."""
+    support.needs_cpploop(
+        loop_name, "it lets both watch, and takes the writer away with the reader"
+    )
+
+    async def main(env: Env) -> None:
+        sock, peer = support.unix_pair()
+        rec = Recorder()
+        transport, _ = await attach(sock, rec)
+        transport.write(bytes(4 << 20))
+        transport.close()
+        with pytest.raises(RuntimeError, match="is used by transport"):
+            env.loop.add_reader(sock, print)
+        assert len(await support.recv_to_end(peer)) == 4 << 20
+        await rec.until("connection_lost")
+        peer.close()
+
+    run(main)
+
+
+@pytest.mark.parametrize("then", ["pause_reading", "close"])
+def test_nothing_is_read_for_one_who_paused_when_told_that_the_kernel_is_full(
+    run: Any, then: str
+) -> None:
+    """What a callback has written is sent before the connection is read from; that may pause it."""
+
+    async def main(env: Env) -> None:
+        sock, peer = support.unix_pair()
+        rec = Recorder(on={"pause_writing": lambda r: getattr(r.transport, then)()})
+        transport, _ = await attach(sock, rec)
+        transport.set_write_buffer_limits(0)
+        peer.send(b"later")
+
+        def write() -> None:
+            for _ in range(64):
+                transport.write(bytes(60_000))
+
+        env.loop.call_soon(write)
+        await turns(3)
+        assert rec.count("pause_writing") == 1
+        assert rec.received == b""
+        transport.abort()
+        await rec.until("connection_lost")
+        peer.close()
 
     run(main)
 

@@ -124,6 +124,7 @@ async def connected(
         transport, _ = await env.loop.create_connection(
             lambda: rec, sock=sock, ssl=ours, server_hostname="localhost"
         )
+    del sock  # Who holds it could close it, so that nothing would be gathered.
     await handshake
     try:
         yield transport, peer
