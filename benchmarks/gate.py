@@ -129,10 +129,19 @@ class Client(Echo):
 
 
 async def echo_1k(loop: Loop, count: int) -> None:
-    """Messages of 1 KiB to and fro between two transports of the loop."""
-    near, far = socket.socketpair()
-    echo, _ = await loop.connect_accepted_socket(Echo, far)
-    transport, client = await loop.connect_accepted_socket(Client, near)
+    """Messages of 1 KiB to and fro between two transports, whose sockets nobody else has."""
+    await _echo(loop, count, list(socket.socketpair()))
+
+
+async def echo_1k_held(loop: Loop, count: int) -> None:
+    """The same with sockets that the program keeps, and so could close at any moment."""
+    sockets = socket.socketpair()
+    await _echo(loop, count, list(sockets))
+
+
+async def _echo(loop: Loop, count: int, sockets: list[socket.socket]) -> None:
+    echo, _ = await loop.connect_accepted_socket(Echo, sockets.pop())
+    transport, client = await loop.connect_accepted_socket(Client, sockets.pop())
     await client.start(loop, count)
     transport.close()
     echo.close()
@@ -145,6 +154,7 @@ PROGRAMS: dict[str, tuple[Program, int, int]] = {
     "timer_cancelled": (timer_cancelled, 10_000, 60_000),
     "timer_fired": (timer_fired, 10_000, 60_000),
     "echo_1k": (echo_1k, 2_000, 8_000),
+    "echo_1k_held": (echo_1k_held, 2_000, 8_000),
 }
 
 
