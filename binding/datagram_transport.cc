@@ -8,6 +8,7 @@
 #include "binding/py/buffer.h"
 #include "binding/py/context.h"
 #include "binding/py/guard.h"
+#include "binding/python_socket.h"
 #include "binding/transport_parts.h"
 
 namespace cpploop {
@@ -44,6 +45,7 @@ bool DatagramTransport::open(UniqueFd fd, const DatagramSpec& spec) {
   const auto sizes = family_ == AF_INET || family_ == AF_INET6 ? DatagramSocket::Sizes::fit_a_slot
                                                                : DatagramSocket::Sizes::any;
   socket_.emplace(loop_->engine(), std::move(fd), sizes, state.datagram_rules.header, *this);
+  socket_->share_number(shared_number(state, python_socket_.get(), fd_));
   if (spec.address != nullptr) {
     const int truth = PyObject_IsTrue(spec.address);
     if (truth < 0) {
@@ -98,6 +100,7 @@ bool DatagramTransport::fill_extra(PyObject* given) {
 void DatagramTransport::give_back() {
   if (socket_) {
     (void)socket_->force_close();
+    socket_->share_number(nullptr);
     UniqueFd fd = socket_->take_fd();
     loop_->drop_transport(fd_, self_);
     (void)fd.release();

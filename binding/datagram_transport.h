@@ -8,7 +8,6 @@
 #include "binding/loop.h"
 #include "binding/py/python.h"
 #include "binding/py/ref.h"
-#include "binding/python_socket.h"
 #include "binding/transport_object.h"
 #include "core/net/datagram_socket.h"
 
@@ -73,9 +72,6 @@ class DatagramTransport final : public DatagramEvents {
   // DatagramEvents.
   void hold() noexcept override;
   void release() noexcept override;
-  [[nodiscard]] bool owns_descriptor() noexcept override {
-    return has_descriptor(loop_->state(), python_socket_.get(), fd_);
-  }
   void on_datagram(const Datagram& datagram) override;
   void on_receive_error(int error) override;
   void on_send_error(int error) override;

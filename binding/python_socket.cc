@@ -90,15 +90,12 @@ using py::Ref;
           ->tp_descr_get(descriptor, sock, reinterpret_cast<PyObject*>(Py_TYPE(sock))));
 }
 
-// CPython's socket objects begin with their number. Who else holds such an object may close it from
-// another thread.
-[[nodiscard]] int number_inside(PyObject* sock) noexcept {
-  auto* number = reinterpret_cast<int*>(reinterpret_cast<char*>(sock) + sizeof(PyObject));
-  return std::atomic_ref(*number).load(std::memory_order_relaxed);
+// CPython's socket objects begin with their number.
+[[nodiscard]] int* number_inside(PyObject* sock) noexcept {
+  return reinterpret_cast<int*>(reinterpret_cast<char*>(sock) + sizeof(PyObject));
 }
 
-// Asked of a socket that was never opened. One that is open proves itself whenever it is looked at:
-// what differs there is asked for in the ordinary way.
+// Asked of a socket that was never opened; one that is open is asked by shared_number().
 [[nodiscard]] bool reads_numbers(PyTypeObject* type) {
   if (type->tp_basicsize < static_cast<Py_ssize_t>(sizeof(PyObject) + sizeof(int))) {
     return false;
@@ -109,7 +106,7 @@ using py::Ref;
     PyErr_Clear();
     return false;
   }
-  return number_inside(unopened.get()) == -1;
+  return *number_inside(unopened.get()) == -1;
 }
 
 }  // namespace
@@ -177,9 +174,16 @@ int socket_descriptor(ModuleState& state, PyObject* sock) noexcept {
 
 bool has_descriptor(ModuleState& state, PyObject* sock, int fd) noexcept {
   // What is not a socket is a test's stand-in, which cannot be asked natively.
-  return PyObject_TypeCheck(sock, state.socket_type) == 0 ||
-         (state.reads_socket_numbers && number_inside(sock) == fd) ||
-         socket_descriptor(state, sock) == fd;
+  return PyObject_TypeCheck(sock, state.socket_type) == 0 || socket_descriptor(state, sock) == fd;
+}
+
+int* shared_number(ModuleState& state, PyObject* sock, int fd) noexcept {
+  if (sock == nullptr || !state.reads_socket_numbers ||
+      PyObject_TypeCheck(sock, state.socket_type) == 0) {
+    return nullptr;
+  }
+  int* number = number_inside(sock);
+  return *number == fd ? number : nullptr;
 }
 
 bool is_non_blocking(ModuleState& state, PyObject* sock) noexcept {

@@ -19,9 +19,11 @@ namespace cpploop {
 
 // The descriptor; -1 for a closed socket. Never an error set.
 [[nodiscard]] int socket_descriptor(ModuleState& state, PyObject* sock) noexcept;
-// Whether it is `fd` still. Asked before each read and each send, so it is a look into the object
-// where that is known to tell.
+// Whether it is `fd` still.
 [[nodiscard]] bool has_descriptor(ModuleState& state, PyObject* sock, int fd) noexcept;
+// Where the object keeps it: to be looked at before each read and each send, by whoever shares the
+// descriptor. Null for no socket, and where it is not `fd` that is found there.
+[[nodiscard]] int* shared_number(ModuleState& state, PyObject* sock, int fd) noexcept;
 // Whether its time-out is 0, as setblocking(False) leaves it. Never an error set.
 [[nodiscard]] bool is_non_blocking(ModuleState& state, PyObject* sock) noexcept;
 // Its address family; -1 if that cannot be told. Never an error set.

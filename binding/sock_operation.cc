@@ -598,6 +598,12 @@ SockOperation::Attempt SockOperation::receive(Ref& result, bool with_peer) {
   return result ? Attempt::done : Attempt::failed;
 }
 
+// Whether giving its memory has left the socket open: from Python 3.12 on that may run any code.
+bool SockOperation::is_still_open_after(PyObject* memory) const noexcept {
+  return PyBytes_CheckExact(memory) || PyByteArray_CheckExact(memory) ||
+         has_descriptor(loop_->state(), sock_.get(), fd_);
+}
+
 SockOperation::Attempt SockOperation::receive_into(Ref& result, bool with_peer) {
   py::BufferView memory;
   if (!memory.acquire(arguments_[0].get(), PyBUF_WRITABLE)) {
@@ -605,8 +611,7 @@ SockOperation::Attempt SockOperation::receive_into(Ref& result, bool with_peer) 
     return Attempt::unusual;
   }
   const std::size_t size = with_peer ? size_ : memory.size();
-  // To ask for the memory may have closed the socket.
-  if (size > memory.size() || !has_descriptor(loop_->state(), sock_.get(), fd_)) {
+  if (size > memory.size() || !is_still_open_after(arguments_[0].get())) {
     return Attempt::unusual;
   }
   os::SocketAddress from;
@@ -628,12 +633,14 @@ SockOperation::Attempt SockOperation::receive_into(Ref& result, bool with_peer) 
 }
 
 SockOperation::Attempt SockOperation::send_rest(Ref& result) {
-  if (!data_.held() && !data_.acquire(arguments_[0].get(), PyBUF_SIMPLE)) {
-    PyErr_Clear();
-    return Attempt::unusual;
-  }
-  if (!has_descriptor(loop_->state(), sock_.get(), fd_)) {
-    return Attempt::unusual;  // To ask for the memory may have closed it.
+  if (!data_.held()) {
+    if (!data_.acquire(arguments_[0].get(), PyBUF_SIMPLE)) {
+      PyErr_Clear();
+      return Attempt::unusual;
+    }
+    if (!is_still_open_after(arguments_[0].get())) {
+      return Attempt::unusual;
+    }
   }
   const std::size_t left = data_.size() - size_;
   const IoResult sent = os::send_now(fd_, static_cast<const char*>(data_.data()) + size_, left);

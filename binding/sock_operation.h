@@ -83,6 +83,7 @@ class SockOperation {
   [[nodiscard]] PySendResult leave(PySendResult outcome);
   void finish() noexcept;
   [[nodiscard]] bool receives() const noexcept;
+  [[nodiscard]] bool is_still_open_after(PyObject* memory) const noexcept;
   void stop_watching() noexcept;
 
   [[nodiscard]] PySendResult begin(PyObject** result);

@@ -10,6 +10,7 @@
 #include "binding/outgoing.h"
 #include "binding/py/context.h"
 #include "binding/py/guard.h"
+#include "binding/python_socket.h"
 #include "binding/tls/tls_protocol.h"
 #include "binding/transport_parts.h"
 
@@ -41,6 +42,7 @@ bool StreamTransport::open(UniqueFd fd, const TransportSpec& spec, const os::Soc
   python_socket_ = Ref::borrow(spec.sock);
   fd_ = fd.get();
   socket_.emplace(loop_->engine(), std::move(fd), *this);
+  socket_->share_number(shared_number(state, python_socket_.get(), fd_));
 
   os::SocketAddress local;
   const bool has_local = os::local_address(fd_, local).ok();
@@ -77,6 +79,7 @@ bool StreamTransport::open(UniqueFd fd, const TransportSpec& spec, const os::Soc
 void StreamTransport::give_back() {
   if (socket_) {
     (void)socket_->force_close();
+    socket_->share_number(nullptr);
     UniqueFd fd = socket_->take_fd();
     loop_->drop_transport(fd_, self_);
     if (python_socket_) {
@@ -96,7 +99,7 @@ void StreamTransport::close_descriptor() noexcept {
     if (!descriptor_open()) {
       return;
     }
-    const bool owned = owns_descriptor();
+    const bool owned = socket_->owns_descriptor();
     UniqueFd fd = socket_->take_fd();
     if (lent_ && owned) {
       // Somebody sends on a duplicate, which would keep the connection up.
@@ -786,8 +789,11 @@ PyObject* StreamTransport::python_socket() {
   ModuleState& state = loop_->state();
   if (!python_socket_) {
     // A descriptor that is closed already gets a closed socket.
-    python_socket_ = Ref::steal(
-        PyObject_CallMethod(state.support, "_socket_from", "i", descriptor_open() ? fd_ : -1));
+    const int fd = descriptor_open() ? fd_ : -1;
+    python_socket_ = Ref::steal(PyObject_CallMethod(state.support, "_socket_from", "i", fd));
+    if (fd >= 0) {
+      socket_->share_number(shared_number(state, python_socket_.get(), fd));
+    }
   }
   return python_socket_ ? py::new_ref(python_socket_.get()) : nullptr;
 }
@@ -877,7 +883,7 @@ bool ensure_no_transport(Loop& loop, int fd, PyObject* object) {
     return true;
   } else if (StreamTransport& stream = transport_of(transport); stream.socket().is_closing()) {
     // What it still has to send would wait for ever under somebody else's registration.
-    if (!stream.socket().waits_for_kernel() || !stream.owns_descriptor()) {
+    if (!stream.socket().waits_for_kernel() || !stream.socket().owns_descriptor()) {
       return true;
     }
   }

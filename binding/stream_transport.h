@@ -10,7 +10,6 @@
 #include "binding/py/buffer.h"
 #include "binding/py/python.h"
 #include "binding/py/ref.h"
-#include "binding/python_socket.h"
 #include "binding/stream_feed.h"
 #include "binding/transport_object.h"
 #include "core/net/stream_socket.h"
@@ -109,9 +108,6 @@ class StreamTransport final : public StreamEvents {
   // Who else holds the Python socket can close it.
   [[nodiscard]] bool shares_descriptor() noexcept override {
     return python_socket_ && Py_REFCNT(python_socket_.get()) > (socket_told_ ? 2 : 1);
-  }
-  [[nodiscard]] bool owns_descriptor() noexcept override {
-    return !python_socket_ || has_descriptor(loop_->state(), python_socket_.get(), fd_);
   }
   [[nodiscard]] ReceiveBuffer receive_buffer() override;
   void on_bytes(std::size_t count) override;

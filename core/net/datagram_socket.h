@@ -9,6 +9,7 @@
 #include "core/backend/backend.h"
 #include "core/net/datagram_queue.h"
 #include "core/os/process.h"
+#include "core/os/shared_number.h"
 #include "core/os/unique_fd.h"
 #include "core/sched/ready_queue.h"
 
@@ -60,6 +61,9 @@ class DatagramSocket final : private DatagramSink, private NativeCallback {
   DatagramSocket& operator=(const DatagramSocket&) = delete;
 
   [[nodiscard]] int fd() const noexcept { return fd_.get(); }
+  // As StreamSocket's.
+  void share_number(int* number) noexcept { shared_number_.look_at(number); }
+  [[nodiscard]] bool owns_descriptor() noexcept override { return shared_number_.is(fd_.get()); }
 
   // Reading.
   void start_reading() noexcept;
@@ -116,7 +120,6 @@ class DatagramSocket final : private DatagramSink, private NativeCallback {
 
   void hold() noexcept override { events_.hold(); }
   void release() noexcept override { events_.release(); }
-  [[nodiscard]] bool owns_descriptor() noexcept override { return events_.owns_descriptor(); }
   [[nodiscard]] bool on_datagrams(std::span<const Datagram> datagrams) override;
   void on_receive_error(int error) override;
   void on_send_ready() override;
@@ -138,6 +141,7 @@ class DatagramSocket final : private DatagramSink, private NativeCallback {
   Engine& engine_;
   DatagramEvents& events_;
   UniqueFd fd_;
+  os::SharedNumber shared_number_;
   Channel channel_;
   DatagramQueue queue_;
   // Of a batch whose delivery was interrupted; nothing is received before they are delivered.

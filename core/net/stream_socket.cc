@@ -130,10 +130,12 @@ bool StreamSocket::sends_at_once(std::size_t size) noexcept {
     return queue_.empty();
   }
   const bool first = note_write();
-  if (events_.shares_descriptor()) {
-    return queue_.empty();
+  if (!queue_.empty()) {
+    return false;
   }
-  return queue_.empty() && first && habit_ != kHabitLearned && (size > kHeldMax || !may_hold());
+  // Nothing is kept back that somebody could close the descriptor before.
+  return (first && habit_ != kHabitLearned && (size > kHeldMax || !may_hold())) ||
+         events_.shares_descriptor();
 }
 
 std::size_t StreamSocket::begin_write(const void* data, std::size_t size) {

@@ -6,6 +6,7 @@
 
 #include "core/backend/backend.h"
 #include "core/net/write_queue.h"
+#include "core/os/shared_number.h"
 #include "core/os/unique_fd.h"
 
 namespace cpploop {
@@ -52,6 +53,10 @@ class StreamSocket final : private StreamSink {
   StreamSocket& operator=(const StreamSocket&) = delete;
 
   [[nodiscard]] int fd() const noexcept { return fd_.get(); }
+  // Where somebody who shares the descriptor keeps its number, and something else once it has been
+  // closed there. Null: nobody does. It has to live as long as the descriptor is held here.
+  void share_number(int* number) noexcept { shared_number_.look_at(number); }
+  [[nodiscard]] bool owns_descriptor() noexcept override { return shared_number_.is(fd_.get()); }
 
   // Reading.
   void start_reading() noexcept;
@@ -124,7 +129,6 @@ class StreamSocket final : private StreamSink {
 
   void hold() noexcept override { events_.hold(); }
   void release() noexcept override { events_.release(); }
-  [[nodiscard]] bool owns_descriptor() noexcept override { return events_.owns_descriptor(); }
   [[nodiscard]] ReceiveBuffer receive_buffer() override;
   void on_received(IoResult result) override;
   void on_send_ready() override;
@@ -148,6 +152,7 @@ class StreamSocket final : private StreamSink {
   Engine& engine_;
   StreamEvents& events_;
   UniqueFd fd_;
+  os::SharedNumber shared_number_;
   Channel channel_;
   WriteQueue queue_;
 

@@ -1039,19 +1039,23 @@ TEST_F(StreamSocketTest, NothingIsKeptBackWhileSomebodyElseMayCloseTheDescriptor
 }
 
 TEST_F(StreamSocketTest, NumberThatIsLostIsNotWrittenTo) {
+  int shared_number = fd_;
+  socket().share_number(&shared_number);
   loop_.in_callback([&] {
     owner_.write("a");
     owner_.write("b");
-    owner_.owns = false;
+    shared_number = -1;
   });
   EXPECT_EQ(sent(), "a");
   EXPECT_EQ(owner_.log, (Lines{"send error " + std::to_string(EBADF), "lost is due"}));
 }
 
 TEST_F(StreamSocketTest, NumberThatIsLostIsNotReadFrom) {
+  int shared_number = fd_;
+  socket().share_number(&shared_number);
   socket().start_reading();
   backend().bring(fd_, "somebody else's");
-  owner_.owns = false;
+  shared_number = -1;
   drain();
   EXPECT_EQ(owner_.received, "");
   EXPECT_EQ(owner_.log, (Lines{"receive error " + std::to_string(EBADF), "lost is due"}));

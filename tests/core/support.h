@@ -237,7 +237,6 @@ class StreamOwner : public StreamEvents {
     }
   }
   void on_end_of_stream() override { tell("end", on_end); }
-  bool owns_descriptor() noexcept override { return owns; }
   bool shares_descriptor() noexcept override { return shares; }
   void on_receive_error(int error) override { failed("receive error ", error); }
   void on_send_error(int error) override { failed("send error ", error); }
@@ -257,7 +256,6 @@ class StreamOwner : public StreamEvents {
   std::size_t buffer_size = 0;  // Zero: as many as the socket suggests.
   bool refuse_buffer = false;
   bool drop_on_release = false;
-  bool owns = true;
   bool shares = false;
   int holds = 0;
   int owners = 0;
