@@ -112,6 +112,17 @@ soak: ## Run everything a loop does for an hour and look whether anything grows 
 	@scripts/venv.sh "$(PYTHON)" "$(VENV)"
 	$(RUN) tests/soak/run.py $(SOAK_ARGS)
 
+# Those whose tests have a loop of their own for each thread and do not look at the process.
+PARALLEL_FILES := call_soon create_server sendfile sock_calls stream_feed streams \
+  transport_buffered transport_close transport_read transport_tcp transport_write
+PARALLEL_PYTHON ?= 3.13t
+
+.PHONY: parallel
+parallel: ## Python tests that fit, each in four threads at once on free-threaded Python (PARALLEL_PYTHON=3.13t)
+	@scripts/venv.sh --with parallel "$(PARALLEL_PYTHON)" build/venvs/$(PARALLEL_PYTHON)
+	CPPLOOP_TESTS=cpploop build/venvs/$(PARALLEL_PYTHON)/run build/venvs/$(PARALLEL_PYTHON)/bin/python -m pytest -q \
+	  --parallel-threads=4 --skip-thread-unsafe=True $(PARALLEL_FILES:%=tests/python/test_%.py)
+
 .PHONY: stress
 stress: ## Cancelled connections with tagged payloads under faults, for minutes (STRESS_ARGS="--seed 7")
 	@scripts/venv.sh --define CPPLOOP_FAULTS=ON "$(PYTHON)" build/venvs/faults

@@ -37,6 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # A shell's background job ignores Ctrl-C, and so would every program that a test starts.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    support.PARALLEL = config.getoption("parallel_threads", 1) not in (1, "1")
     if portable.is_portable():
         # libkqueue has a thread, which makes every fork() one of a process with several threads.
         config.addinivalue_line(
@@ -50,6 +51,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(CEILING_S * support.TIME_SCALE))
+        # What is not run by one of these has one loop for the whole test, which is one thread's,
+        # or is about the process.
+        if support.PARALLEL and not {"run", "tls_run"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.thread_unsafe(reason="one loop, or one process"))
     portable.mark_exceptions(items)
 
 

@@ -55,6 +55,8 @@ LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 TIME_SCALE = float(os.environ.get("CPPLOOP_TIME_SCALE", "1"))
 LONG = os.environ.get("CPPLOOP_LONG", "") not in ("", "0")
+# Whether each test runs in several threads at once (pytest-run-parallel), as conftest finds out.
+PARALLEL = False
 FREE_THREADED = not getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
@@ -280,9 +282,37 @@ class _Capture(logging.Handler):
     def __init__(self, env: Env) -> None:
         super().__init__(logging.WARNING)
         self._env = env
+        self._thread = threading.get_ident()
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._env._on_log(record)
+        if not PARALLEL or record.thread == self._thread:
+            self._env._on_log(record)
+
+
+@contextlib.contextmanager
+def _listening(env: Env) -> Iterator[list[warnings.WarningMessage]]:
+    """Hear what asyncio logs, what nobody could raise, and the warnings, which are yielded.
+
+    Of tests that run in several threads at once the last two belong to nobody: they are left.
+    """
+    logger = logging.getLogger("asyncio")
+    capture = _Capture(env)
+    logger.addHandler(capture)
+    try:
+        if PARALLEL:
+            yield []
+            return
+        propagate, logger.propagate = logger.propagate, False
+        unraisable_hook, sys.unraisablehook = sys.unraisablehook, _unraisable_into(env)
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always", ResourceWarning)
+                yield caught
+        finally:
+            logger.propagate = propagate
+            sys.unraisablehook = unraisable_hook
+    finally:
+        logger.removeHandler(capture)
 
 
 Scenario = Callable[..., Awaitable[Any]]
@@ -310,29 +340,18 @@ def run(
     timeout *= TIME_SCALE
     leaked: dict[int, str] = {}
     before = open_fds()
-    logger = logging.getLogger("asyncio")
-    capture = _Capture(env)
-    logger.addHandler(capture)
-    propagate, logger.propagate = logger.propagate, False
-    unraisable_hook, sys.unraisablehook = sys.unraisablehook, _unraisable_into(env)
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", ResourceWarning)
-            try:
-                result = _run_in_runner(loop_factory, scenario, env, timeout, debug)
-            except BaseException as exc:
-                # What went wrong is known: leaks are no news then. The frames let go of their
-                # sockets here, so that the next test does not inherit them.
-                _add_context_note(exc, env)
-                traceback.clear_frames(exc.__traceback__)
-                gc.collect()
-                raise
+    with _listening(env) as caught:
+        try:
+            result = _run_in_runner(loop_factory, scenario, env, timeout, debug)
+        except BaseException as exc:
+            # What went wrong is known: leaks are no news then. The frames let go of their
+            # sockets here, so that the next test does not inherit them.
+            _add_context_note(exc, env)
+            traceback.clear_frames(exc.__traceback__)
             gc.collect()
-            leaked = new_fds(before)
-    finally:
-        logger.removeHandler(capture)
-        logger.propagate = propagate
-        sys.unraisablehook = unraisable_hook
+            raise
+        gc.collect()
+        leaked = new_fds(before)
     problems = [
         f"exception handler called: {message!r} {exc}" for message, exc in env.take_errors()
     ]
@@ -345,7 +364,7 @@ def run(
             )
         elif check_warnings:
             problems.append(f"ResourceWarning: {warning.message}")
-    if check_fds:
+    if check_fds and not PARALLEL:
         problems += [f"fd {fd} leaked: {what}" for fd, what in leaked.items()]
     # Each once: some of them come by the hundred.
     assert not problems, "after the scenario:\n  " + "\n  ".join(dict.fromkeys(problems))
