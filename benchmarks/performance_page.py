@@ -4,8 +4,8 @@
 
 Files and folders are read in their order, and of a row that is in several the last one counts: a
 short run of today goes behind a long one of last week. The page says of each row in which a rival
-was ahead; docs/performance-notes.md, if it is there, is put behind that list as it is: what was
-found, and what was tried.
+was ahead, and what targets.py asks of each; docs/performance-notes.md, if it is there, is put
+behind that as it is: what was found, and what was tried.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import report
 import store
+import targets
 from catalogue import FAMILIES
 from loops import SUBJECT
 from report import RowSummary
@@ -48,6 +49,8 @@ def page(rows: Sequence[RowSummary], notes: str, plots: Mapping[str, str]) -> st
     if unmeasured:
         listed = ", ".join(f"`{name}`" for name in unmeasured)
         parts.append(f"{SUBJECT} has no figure in {listed}.\n")
+    parts.append("## Targets\n")
+    parts.append(targets.table(rows) + "\n")
     if notes:
         parts.append(notes)
     for title, own in report.by_family(rows):

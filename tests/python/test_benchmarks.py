@@ -23,6 +23,7 @@ import report
 import rounds
 import run
 import store
+import targets
 from loops import BASE, CONTROL, FLOOR, LOOPS, SUBJECT
 from rounds import SETTINGS, Settings
 
@@ -352,6 +353,37 @@ def test_lost_rows_are_listed_the_worst_first() -> None:
     )
     lines = report.lost_table(rows).splitlines()[2:]
     assert ["sleep_0" in lines[0], "call_soon" in lines[1], len(lines)] == [True, True, 2]
+
+
+def test_targets_by_row() -> None:
+    rows = report.summaries(
+        [
+            results("call_soon", {"rloop": [100.0], SUBJECT: [109.0]}),
+            results("sleep_0", {"rloop": [100.0], SUBJECT: [111.0]}),
+            results("loop_creation", {"rloop": [100.0], SUBJECT: [101.0]}),
+            results("tls-proto-1k-64", {"rloop": [100.0], SUBJECT: [114.0]}),
+        ]
+    )
+    verdicts = {row.name: targets.target_of(row).is_met(row) for row in rows}
+    assert verdicts == {
+        "call_soon": False,
+        "sleep_0": True,
+        "loop_creation": True,
+        "tls-proto-1k-64": False,
+    }
+    assert all(targets.reason_for(row) for row in rows if not verdicts[row.name])
+
+
+def test_an_echo_row_is_measured_against_the_bare_server() -> None:
+    data = results("proto-1k-8", {"rloop": [100.0], SUBJECT: [99.0], FLOOR: [120.0]})
+    for cell in data["cells"]:
+        cell["cpu_us"] = 4.3 if cell["loop"] == SUBJECT else 4.0
+    (row,) = report.summaries([data])
+    assert targets.target_of(row).is_met(row)
+    for cell in data["cells"]:
+        cell["cpu_us"] = 4.4 if cell["loop"] == SUBJECT else 4.0
+    (row,) = report.summaries([data])
+    assert not targets.target_of(row).is_met(row)
 
 
 def test_a_loop_that_failed_once_has_no_figure() -> None:
