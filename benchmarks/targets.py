@@ -73,7 +73,7 @@ REASONS = {
     r"tls-handshake": "the cipher; and accepting is asyncio's Python, where uvloop has Cython",
     r"tls-\w+-100k": "the cipher's work",
     r"tls-": "OpenSSL's own work for a record is most of it",
-    r"call_soon_threadsafe": "a lock around each post, also where a thread posts to its own loop",
+    r"call_soon_threadsafe": "a lock around each post",
     r"call_soon|sleep_0|gather": "asyncio's own tasks, and the call itself",
     r"timers_100k": "the heap's cache misses",
     r"run_in_executor": "the executor's threads and the hand-over between them",
