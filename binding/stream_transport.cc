@@ -648,6 +648,12 @@ void StreamTransport::tell_flow_control(PyObject* name, const char* failure) {
   call_flow_control(*loop_, self_, protocol_.get(), name, failure);
 }
 
+// As asyncio's writer callback, which raises it.
+void StreamTransport::on_shutdown_error(int error) {
+  py::set_os_error(error);
+  loop_->io_callback_failed(kWriteReady);
+}
+
 void StreamTransport::on_pause_writing() {
   tell_flow_control(loop_->state().str_pause_writing, "protocol.pause_writing() failed");
 }

@@ -114,6 +114,7 @@ class StreamTransport final : public StreamEvents {
   void on_end_of_stream() override;
   void on_receive_error(int error) override;
   void on_send_error(int error) override;
+  void on_shutdown_error(int error) override;
   void on_pause_writing() override;
   void on_resume_writing() override;
   void on_drained() override;

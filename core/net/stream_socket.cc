@@ -261,7 +261,9 @@ void StreamSocket::on_send_ready() {
     ++lost_count_;
     events_.on_closed_after_flush();
   } else if (eof_) {
-    (void)shut_down();
+    if (const IoResult result = shut_down(); !result.ok()) {
+      events_.on_shutdown_error(result.error);
+    }
   }
 }
 

@@ -27,6 +27,8 @@ class StreamEvents : public Sink {
   [[nodiscard]] virtual bool shares_descriptor() noexcept { return false; }
   virtual void on_pause_writing() = 0;
   virtual void on_resume_writing() = 0;
+  // The end could not be sent when the last byte before it was out. The connection goes on.
+  virtual void on_shutdown_error(int error) = 0;
   // A queue that had been waiting for the kernel is empty now.
   virtual void on_drained() = 0;
   // The last byte of a closing connection is out: connection_lost is due, here and now.

@@ -164,6 +164,7 @@ class Transfer final : public StreamEvents {
   void on_end_of_stream() override {}
   void on_receive_error(int) override {}
   void on_send_error(int) override {}
+  void on_shutdown_error(int) override {}
   void on_pause_writing() override {}
   void on_resume_writing() override {}
   void on_drained() override {}

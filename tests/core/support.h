@@ -240,6 +240,9 @@ class StreamOwner : public StreamEvents {
   bool shares_descriptor() noexcept override { return shares; }
   void on_receive_error(int error) override { failed("receive error ", error); }
   void on_send_error(int error) override { failed("send error ", error); }
+  void on_shutdown_error(int error) override {
+    log.push_back("shutdown error " + std::to_string(error));
+  }
   void on_pause_writing() override { tell("pause", on_pause); }
   void on_resume_writing() override { tell("resume", on_resume); }
   void on_drained() override { tell("drained", on_drain); }

@@ -55,6 +55,7 @@ class Target final : public fuzz::EngineTarget, public StreamEvents {
     some_operations();
   }
   void on_receive_error(int) override { abort(); }
+  void on_shutdown_error(int) override {}
   void on_send_error(int) override {
     broken_ = true;
     abort();
