@@ -144,8 +144,8 @@ bench-venv:
 	@scripts/venv.sh "$(BENCH_PYTHON)" .venv-bench
 	@.venv-bench/run scripts/need.sh openssl
 	@if [ ! -e .venv-bench/.rivals ] || [ benchmarks/requirements.txt -nt .venv-bench/.rivals ]; then \
-	  benchmarks/setup.sh --run "$(CURDIR)/.venv-bench/run" .venv-bench/bin/python .venv-bench; \
-	  touch .venv-bench/.rivals; \
+	  benchmarks/setup.sh --run "$(CURDIR)/.venv-bench/run" .venv-bench/bin/python .venv-bench \
+	  && touch .venv-bench/.rivals; \
 	fi
 
 .PHONY: bench

@@ -27,7 +27,8 @@ venv=$(cd "$venv" && pwd)
 # From its own folder: a wrapper that binds the working directory then sees the environment. Pins
 # are copied beside it for the same reason.
 cd "$venv"
-[[ -x bin/python ]] || "$python" -m venv "$venv" || die "$python cannot make a venv (python3-venv?)"
+# Or a link: one that leads into a chroot leads nowhere outside it.
+[[ -x bin/python || -L bin/python ]] || "$python" -m venv "$venv" || die "$python cannot make a venv (python3-venv?)"
 cp "$requirements" requirements.txt
 
 skipped=()
