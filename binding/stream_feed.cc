@@ -1,5 +1,6 @@
 #include "binding/stream_feed.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "binding/py/weakref.h"
@@ -38,6 +39,19 @@ using py::Ref;
   return dict;
 }
 
+// How many bytes make a reader pause its transport: twice its limit. Looked at once, because only
+// the size of reads follows from it.
+[[nodiscard]] std::size_t pausing_size(const ModuleState& state, PyObject* reader) {
+  Ref limit = Ref::steal(PyObject_GetAttr(reader, state.str__limit));
+  const Py_ssize_t bytes =
+      limit && PyLong_CheckExact(limit.get()) ? PyLong_AsSsize_t(limit.get()) : PY_SSIZE_T_MAX;
+  if (bytes == -1 || !limit) {
+    PyErr_Clear();  // More than memory has, or nothing.
+    return static_cast<std::size_t>(PY_SSIZE_T_MAX);
+  }
+  return bytes < 0 ? 0 : static_cast<std::size_t>(bytes) * 2;
+}
+
 }  // namespace
 
 bool StreamFeed::attach(ModuleState& state, PyObject* protocol) {
@@ -70,6 +84,7 @@ bool StreamFeed::attach(ModuleState& state, PyObject* protocol) {
     return false;
   }
   protocol_ = Ref::borrow(protocol);
+  read_max_ = std::max(kReadMaxLeast, pausing_size(state, reader.get()));
   return true;
 }
 

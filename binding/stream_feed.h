@@ -22,6 +22,10 @@ class StreamFeed {
   void detach() noexcept;
   [[nodiscard]] bool attached() const noexcept { return static_cast<bool>(protocol_); }
 
+  // What one read for the reader may bring: no more than it may have without pausing the transport.
+  // What comes on top would only lie there, and push what is read first out of the caches.
+  [[nodiscard]] std::size_t read_max() const noexcept { return read_max_; }
+
   // Delivers `size` bytes, more than none. `failed` has the Python error set.
   [[nodiscard]] Outcome feed(ModuleState& state, const char* data, std::size_t size);
 
@@ -30,7 +34,11 @@ class StreamFeed {
  private:
   [[nodiscard]] bool classes_unchanged(const ModuleState& state) const noexcept;
 
+  // A reader that keeps less is fed by the piece all the same.
+  static constexpr std::size_t kReadMaxLeast = 64 * 1024;
+
   py::Ref protocol_;
+  std::size_t read_max_ = kReadMaxLeast;
   // What the classes looked like when they were found plain.
   unsigned int protocol_version_ = 0;
   unsigned int reader_version_ = 0;

@@ -1,5 +1,6 @@
 #include "binding/stream_transport.h"
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <string>
@@ -277,7 +278,7 @@ ReceiveBuffer StreamTransport::receive_buffer() {
   }
   // A stream reader's bytes are copied into its buffer in any case.
   if (feed_.attached()) {
-    return {loop_->scratch(), Loop::kScratchSize};
+    return {loop_->scratch(), std::min(feed_.read_max(), Loop::kScratchSize)};
   }
   if (last_read_ < kDirectReadFrom) {
     return {loop_->scratch(), kCopiedReadMax};

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import socket
 from typing import Any
 
 import pytest
@@ -178,6 +179,27 @@ def test_the_limit_pauses_the_transport(run: Any) -> None:
             assert not writer.transport.is_reading()
             assert await reader.readexactly(2001) == b"a" * 2000 + b"b"
             assert writer.transport.is_reading()
+
+    run(main)
+
+
+@pytest.mark.parametrize(("limit", "ours"), [(1, 64), (64 * 1024, 128), (1 << 20, 256)])
+def test_a_read_brings_what_the_reader_may_have(
+    run: Any, loop_name: str, limit: int, ours: int
+) -> None:
+    """At most: asyncio's own transport always takes up to 256 KiB, which is a lot to keep."""
+
+    async def main() -> None:
+        async with stream_pair("unix", limit=limit) as (reader, _, peer):
+            await first_bytes(reader, peer)
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+            sent = peer.send(bytes(1 << 20))
+            assert sent > 64 * 1024
+            while not reader._buffer:
+                await asyncio.sleep(0)
+            at_once = 256 * 1024 if loop_name == "asyncio" else ours * 1024
+            assert len(reader._buffer) <= at_once
+            assert len(await reader.readexactly(sent)) == sent
 
     run(main)
 
