@@ -54,6 +54,8 @@ void* BioTap::put_before(void* memory_bio, BioTap* tap) noexcept {
 
 void BioTap::install(void* ssl, void* incoming_bio, void* outgoing_bio) noexcept {
   const OpenSsl& functions = openssl();
+  incoming_bio_ = incoming_bio;
+  outgoing_bio_ = outgoing_bio;
   if (incoming_bio == outgoing_bio) {
     return;
   }
@@ -73,21 +75,26 @@ void BioTap::install(void* ssl, void* incoming_bio, void* outgoing_bio) noexcept
   writing_ = writing;
 }
 
+std::size_t BioTap::look_into(void* memory_bio, bool& known_empty) const noexcept {
+  const std::size_t waiting = openssl().bio_pending(memory_bio);
+  known_empty = waiting == 0 && installed() && !exposed_;
+  return waiting;
+}
+
 int BioTap::read(void* bio, char* into, int size) {
   const OpenSsl& functions = openssl();
   functions.bio_clear_flags(bio, kRetryFlags);
-  void* memory_bio = functions.bio_next(bio);
   auto* tap = static_cast<BioTap*>(functions.bio_get_data(bio));
   // What is in the memory BIO came first.
   if (tap != nullptr && tap->incoming_ != nullptr && !tap->incoming_->empty() && size > 0 &&
-      functions.bio_pending(memory_bio) == 0) {
+      tap->incoming() == 0) {
     std::span<const char>& rest = *tap->incoming_;
     const std::size_t count = std::min(rest.size(), static_cast<std::size_t>(size));
     std::memcpy(into, rest.data(), count);
     rest = rest.subspan(count);
     return static_cast<int>(count);
   }
-  const int count = functions.bio_read(memory_bio, into, size);
+  const int count = functions.bio_read(functions.bio_next(bio), into, size);
   functions.bio_copy_next_retry(bio);
   return count;
 }
@@ -95,17 +102,18 @@ int BioTap::read(void* bio, char* into, int size) {
 int BioTap::write(void* bio, const char* data, int size) {
   const OpenSsl& functions = openssl();
   functions.bio_clear_flags(bio, kRetryFlags);
-  void* memory_bio = functions.bio_next(bio);
   auto* tap = static_cast<BioTap*>(functions.bio_get_data(bio));
   const auto wanted = static_cast<std::size_t>(std::max(size, 0));
-  // What is in the memory BIO goes out first.
-  if (tap != nullptr && tap->room_ != nullptr && wanted <= tap->room_->size() &&
-      functions.bio_pending(memory_bio) == 0) {
-    std::memcpy(tap->room_->data(), data, wanted);
-    *tap->room_ = tap->room_->subspan(wanted);
-    return size;
+  if (tap != nullptr) {
+    // What is in the memory BIO goes out first.
+    if (tap->room_ != nullptr && wanted <= tap->room_->size() && tap->outgoing() == 0) {
+      std::memcpy(tap->room_->data(), data, wanted);
+      *tap->room_ = tap->room_->subspan(wanted);
+      return size;
+    }
+    tap->outgoing_empty_ = false;
   }
-  const int count = functions.bio_write(memory_bio, data, size);
+  const int count = functions.bio_write(functions.bio_next(bio), data, size);
   functions.bio_copy_next_retry(bio);
   return count;
 }

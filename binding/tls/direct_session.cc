@@ -46,12 +46,10 @@ class DirectSession final : public BioSession {
   [[nodiscard]] Result read(char* into, std::size_t size, std::span<const char>& received) override;
   [[nodiscard]] Result write(const char* data, std::size_t size, std::span<char>& room) override;
   [[nodiscard]] Py_ssize_t drain(char* into, std::size_t size) override;
-  [[nodiscard]] Py_ssize_t incoming() override {
-    return static_cast<Py_ssize_t>(openssl().bio_pending(incoming_bio_));
-  }
-  [[nodiscard]] Py_ssize_t outgoing() override {
-    return static_cast<Py_ssize_t>(openssl().bio_pending(outgoing_bio_));
-  }
+  [[nodiscard]] Py_ssize_t incoming() override { return static_cast<Py_ssize_t>(tap_.incoming()); }
+  [[nodiscard]] Py_ssize_t outgoing() override { return static_cast<Py_ssize_t>(tap_.outgoing()); }
+  [[nodiscard]] bool nothing_outgoing() noexcept override { return tap_.outgoing() == 0; }
+  void expose() noexcept override { tap_.expose(); }
   [[nodiscard]] bool swollen() const noexcept override {
     return std::max(largest_fed_, largest_sealed_) > kKeptBuffer;
   }
@@ -93,6 +91,7 @@ void DirectSession::settle() noexcept {
 
 bool DirectSession::feed(const char* data, std::size_t size) {
   largest_fed_ = std::max(largest_fed_, size);
+  tap_.feeds();
   while (size > 0) {
     const int taken = openssl().bio_write(incoming_bio_, data, as_int(size));
     if (taken <= 0) {

@@ -70,11 +70,19 @@ bool TlsProtocol::set_slot(Slot slot, PyObject* value) {
   if (slot == kSslObject || slot == kIncoming || slot == kOutgoing) {
     const std::shared_ptr<TlsSession> old_session = std::move(session_);
     plaintext_left_ = false;
+    record_begun_ = true;
   } else if (slot == kAppProtocol) {
     const Ref old_method = std::move(on_data_);
     feed_.detach();
   }
   return true;
+}
+
+PyObject* TlsProtocol::shown_slot(Slot slot) const noexcept {
+  if ((slot == kIncoming || slot == kOutgoing) && session_ != nullptr) {
+    session_->expose();
+  }
+  return this->slot(slot);
 }
 
 Loop* TlsProtocol::usable_loop() {
@@ -288,6 +296,7 @@ bool TlsProtocol::read_records(TlsSession& session, Reading& reading) {
     const std::size_t room = reading.capacity - reading.size;
     const TlsSession::Result result = session.read(reading.data + reading.size, room, unfed_);
     plaintext_left_ = result.outcome == Outcome::done && result.count == room;
+    record_begun_ = result.outcome == Outcome::again;
     switch (result.outcome) {
       case Outcome::done:
         reading.size += result.count;
@@ -406,8 +415,8 @@ bool TlsProtocol::read_into_scratch(TlsSession& session, Reading& reading) {
 }
 
 bool TlsProtocol::read_into_bytes(TlsSession& session, std::size_t expected, Reading& reading) {
-  // OpenSSL may hold the beginning of one more record.
-  const std::size_t capacity = expected + kRecordMax;
+  // Plaintext is shorter than its ciphertext; but OpenSSL may hold a part of one more record.
+  const std::size_t capacity = expected + (record_begun_ || plaintext_left_ ? kRecordMax : 0);
   PyObject* object = PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(capacity));
   Ref bytes = Ref::steal(object);
   if (!bytes) {
@@ -608,6 +617,9 @@ bool TlsProtocol::encrypt(std::span<const char> plaintext, bool regardless, std:
 
 // Sends what OpenSSL made of its own accord: the handshake's flights, alerts, key updates.
 bool TlsProtocol::send_outgoing() {
+  if (session_ != nullptr && session_->nothing_outgoing()) {
+    return true;
+  }
   const std::shared_ptr<TlsSession> session = this->session();
   Py_ssize_t waiting = session == nullptr ? -1 : session->outgoing();
   if (waiting <= 0) {

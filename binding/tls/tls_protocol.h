@@ -61,6 +61,8 @@ class TlsProtocol {
 
   // Attributes. Null when it was never set.
   [[nodiscard]] PyObject* slot(Slot slot) const noexcept { return slots_[slot].get(); }
+  // The same for the Python half and everybody behind it.
+  [[nodiscard]] PyObject* shown_slot(Slot slot) const noexcept;
   // False with the Python error set. Null takes the attribute away.
   [[nodiscard]] bool set_slot(Slot slot, PyObject* value);
   [[nodiscard]] bool flag(Flag flag) const noexcept { return flags_[flag]; }
@@ -179,6 +181,7 @@ class TlsProtocol {
   std::array<bool, kFlagCount> flags_{};
   State current_ = State::unknown;
   bool plaintext_left_ = false;  // The last read filled its memory: OpenSSL may hold more.
+  bool record_begun_ = true;     // OpenSSL may hold the beginning of a record.
   bool ended_ = false;  // The peer will send no more; told again if telling it was broken off.
   bool encrypting_ = false;
 };

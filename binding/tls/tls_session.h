@@ -49,6 +49,10 @@ class TlsSession {
   // Python error set.
   [[nodiscard]] virtual Py_ssize_t incoming() = 0;
   [[nodiscard]] virtual Py_ssize_t outgoing() = 0;
+  // The same of outgoing(), where asking runs nobody's code; false also for "cannot say".
+  [[nodiscard]] virtual bool nothing_outgoing() noexcept { return false; }
+  // The objects for ciphertext are in somebody else's hands from now on.
+  virtual void expose() noexcept {}
 
   // Whether it holds memory that an idle connection has no use for and can give back; settle()
   // does.

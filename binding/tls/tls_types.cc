@@ -125,7 +125,7 @@ constexpr std::array<const char*, TlsProtocol::kFlagCount> kFlagNames = {
 
 PyObject* get_slot(PyObject* self, void* closure) {
   const auto slot = index_of<TlsProtocol::Slot>(closure);
-  PyObject* value = tls_protocol_of(self).slot(slot);
+  PyObject* value = tls_protocol_of(self).shown_slot(slot);
   if (value == nullptr) {
     PyErr_SetString(PyExc_AttributeError, kSlotNames[slot]);
     return nullptr;

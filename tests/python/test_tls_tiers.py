@@ -568,6 +568,33 @@ def test_close_sends_what_is_queued(run: Any, certs: Certificates) -> None:
     run(main, timeout=40)
 
 
+def test_python_objects_beside_the_transport(certs: Certificates) -> None:
+    """What is put into the BIOs, or made by the SSLObject, by hand keeps its place."""
+
+    async def scenario(env: Env) -> None:
+        rec = Recorder(env)
+        async with connected(env, certs, rec) as (transport, peer):
+            await support.send_all(peer.sock, peer.seal(b"first,"))
+            transport.write(b"ours,")
+            assert await peer.read(5) == b"ours,"
+            await rec.until_received(6)
+            transport.get_extra_info("ssl_object").write(b"by hand,")
+            transport.write(b"ours again")
+            env.log(await peer.read(18))
+
+            protocol = transport._ssl_protocol
+            incoming = protocol._incoming
+            incoming.write(peer.seal(b"second,"))
+            protocol._do_read()
+            env.log(bytes(rec.received))
+            incoming.write(peer.seal(b"third,"))
+            await support.send_all(peer.sock, peer.seal(b"fourth"))
+            await rec.until_received(25)
+            env.log(bytes(rec.received))
+
+    support.compare(scenario)
+
+
 def test_writes_after_the_end(certs: Certificates) -> None:
     """C8: dropped, and warned about from the sixth on."""
 
