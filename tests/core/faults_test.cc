@@ -148,7 +148,8 @@ TEST(FaultsTest, InterruptionsAreNobodysBusiness) {
 TEST(FaultsTest, NoByteIsLostOnAVectorThatIsTakenInPieces) {
   const SocketPair pair = socket_pair();
   const Faults faults(Rates{{0, kMillion / 2, 0}});
-  const std::string whole = "abcdefghijklmnopqrstuvwxyz";
+  std::string whole = "abcdefghijklmnopqrstuvwxyz";
+  whole.append(5'000, '.');  // More than is sent as one.
   std::size_t at = 0;
   while (at < whole.size()) {
     std::array<iovec, 2> parts{};
@@ -159,9 +160,21 @@ TEST(FaultsTest, NoByteIsLostOnAVectorThatIsTakenInPieces) {
     at += sent.ok() ? static_cast<std::size_t>(sent.value) : 0;
     ASSERT_TRUE(sent.ok() || sent.would_block());
   }
-  std::array<char, 100> buffer{};
+  std::array<char, 6'000> buffer{};
   const ssize_t count = ::recv(pair.far_end.get(), buffer.data(), buffer.size(), 0);
   EXPECT_EQ(std::string(buffer.data(), static_cast<std::size_t>(count)), whole);
+}
+
+TEST(FaultsTest, SmallPartsAreSentAsOneAndLargeOnesAsAList) {
+  const SocketPair pair = socket_pair();
+  const Refusal refusal("sendmsg", EPERM);
+  std::string head = "head";
+  std::string body(4'092, 'b');
+  std::array<iovec, 2> parts{iovec{head.data(), head.size()}, iovec{body.data(), body.size()}};
+  EXPECT_EQ(os::send_vector(pair.near_end.get(), parts.data(), parts.size()).value, 4'096);
+  body += 'b';
+  parts[1] = {body.data(), body.size()};
+  EXPECT_EQ(os::send_vector(pair.near_end.get(), parts.data(), parts.size()).error, EPERM);
 }
 
 TEST(FaultsTest, ADatagramIsNeverCut) {

@@ -98,9 +98,44 @@ TEST(SocketOps, AStreamHasNoSenderToName) {
 
 TEST(SocketOps, VectorsLongerThanTheKernelTakesAreSentInPart) {
   const SocketPair pair = socket_pair();
-  std::string byte = "x";
-  const std::vector<iovec> parts(IOV_MAX + 10, iovec{byte.data(), 1});
-  EXPECT_EQ(os::send_vector(pair.near_end.get(), parts.data(), parts.size()).value, IOV_MAX);
+  std::string bytes = "12345678";
+  const std::vector<iovec> parts(IOV_MAX + 10, iovec{bytes.data(), bytes.size()});
+  EXPECT_EQ(os::send_vector(pair.near_end.get(), parts.data(), parts.size()).value,
+            IOV_MAX * static_cast<std::int64_t>(bytes.size()));
+}
+
+// Around the size up to which parts are joined, and where single parts are below and beyond it.
+TEST(SocketOps, PartsArriveInTheirOrderHoweverLargeTheyAre) {
+  constexpr std::size_t kJoined = 4096;
+  const std::vector<std::vector<std::size_t>> cases = {
+      {150, 13},        {1, kJoined - 1}, {1, kJoined},     {kJoined, 1},
+      {kJoined + 1, 1}, {2048, 2047, 1},  {2048, 2048, 1},  {kJoined, kJoined},
+      {0, 5, 0, 7},     {1, 20'000, 1},   {4000, 90, 7, 1}, {1, 2, 3, 4, 5, 6}};
+  for (const std::vector<std::size_t>& sizes : cases) {
+    const SocketPair pair = socket_pair();
+    std::string whole;
+    for (const std::size_t size : sizes) {
+      whole.append(size, static_cast<char>('a' + whole.size() % 26));
+    }
+    std::vector<iovec> parts;
+    std::size_t at = 0;
+    for (const std::size_t size : sizes) {
+      parts.push_back({whole.data() + at, size});
+      at += size;
+    }
+    ASSERT_EQ(os::send_vector(pair.near_end.get(), parts.data(), parts.size()).value,
+              static_cast<std::int64_t>(whole.size()));
+    std::string received(whole.size() + 1, '\0');
+    std::size_t count = 0;
+    while (count < whole.size()) {
+      const IoResult got =
+          os::receive(pair.far_end.get(), received.data() + count, received.size() - count);
+      ASSERT_TRUE(got.ok());
+      count += static_cast<std::size_t>(got.value);
+    }
+    received.resize(count);
+    EXPECT_EQ(received, whole);
+  }
 }
 
 TEST(SocketOps, ShuttingDownEndsThePeersStream) {

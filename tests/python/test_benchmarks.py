@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import itertools
 import json
 import shutil
@@ -13,6 +15,9 @@ from typing import Any
 import pytest
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks/servers"))
+
+import hosting
 
 import callgrind
 import catalogue
@@ -436,6 +441,24 @@ def test_the_page_is_made_of_results_alone() -> None:
     assert "2.55x" in text and "### Found" in text
     assert "No rival was ahead" in text
     assert performance_page.drawn_before(text) == {"Callbacks, timers and tasks": "plots/a.svg"}
+
+
+# ---- servers -------------------------------------------------------------------------------------
+
+
+def test_a_server_does_not_begin_with_its_imports_collection_due(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for _ in range(3):
+        gc.collect(0)
+    assert gc.get_count()[1] > 0 or not getattr(sys, "_is_gil_enabled", lambda: True)()
+
+    async def begin() -> tuple[int, int, int]:
+        hosting.ready(None)
+        return gc.get_count()
+
+    assert asyncio.run(begin())[1:] == (0, 0)
+    assert json.loads(capsys.readouterr().out)["ready"]
 
 
 # ---- counts and the gate ------------------------------------------------------------------------
