@@ -44,6 +44,10 @@ class Measure:
     # machine, on a day when nothing is wrong with it, too.
     control_field: str | None = None
 
+    @property
+    def is_tail(self) -> bool:
+        return self.field == "p99_us"
+
 
 REQUESTS = Measure("value", "requests/s")
 OPERATIONS = Measure("value", "operations/s")

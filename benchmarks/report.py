@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from catalogue import FAMILIES, P99, ROWS, Served
+from catalogue import FAMILIES, ROWS, Served
 from harness import BUSY_LIMIT
 from loops import BASE, CONTROL, FLOOR, SUBJECT
 from rounds import moved_rounds, void_rounds
@@ -49,7 +49,7 @@ class RowSummary:
     @property
     def is_latency(self) -> bool:
         """Whether an open loop of requests makes the figure."""
-        return self.measure.field == P99.field
+        return self.measure.is_tail
 
     @property
     def loops(self) -> list[str]:
@@ -214,6 +214,8 @@ def _facts(rows: Sequence[RowSummary]) -> list[str]:
     alone = plan.get("repeated_seconds", seconds)
     other = f", {alone:g} s one without a server" if alone != seconds else ""
     lines.append(f"rounds: {plan['rounds']}, interleaved, {seconds:g} s a cell{other}{cold}")
+    if "latency_seconds" in plan and any(row.is_latency for row in rows):
+        lines.append(f"rows of latency: {plan['latency_seconds']:g} s a cell")
     return lines
 
 

@@ -34,7 +34,16 @@ import report
 import store
 from catalogue import FAMILIES, ROWS, Probed, Repeated, Row, Served
 from loops import BASE, CONTROL, FLOOR, SUBJECT
-from rounds import SETTINGS, Settings, choose, expected_seconds, missing_rounds, rotated
+from rounds import (
+    SETTINGS,
+    TAIL_WINDOWS,
+    Settings,
+    choose,
+    expected_seconds,
+    missing_rounds,
+    rotated,
+    window_seconds,
+)
 from served import Cores, ServedCells
 
 WEB_LIBRARIES = ("uvicorn", "httptools", "aiohttp")
@@ -91,9 +100,8 @@ class Runner:
         match run.row.run:
             case Served() as served:
                 rate = self._rate(run, served)
-                return self._cells.measure(
-                    served, name, settings.served_seconds, settings.warmup, rate
-                )
+                seconds = window_seconds(run.row, settings)
+                return self._cells.measure(served, name, seconds, settings.warmup, rate)
             case Repeated() | Probed() as process:
                 seconds = settings.repeated_seconds
                 return in_process.cell(process, name, seconds, self._options.server_cpu)
@@ -225,6 +233,7 @@ def facts_of(options: argparse.Namespace, settings: Settings, found: Probes) -> 
             "set": settings.name,
             "rounds": settings.rounds,
             "served_seconds": settings.served_seconds,
+            "latency_seconds": settings.served_seconds * TAIL_WINDOWS,
             "repeated_seconds": settings.repeated_seconds,
             "warmup": settings.warmup,
             "server_cpu": options.server_cpu,

@@ -182,6 +182,14 @@ def test_the_long_run_has_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "zloop" not in rows["tls-proto-1k-64"]
 
 
+def test_a_tail_is_measured_for_longer() -> None:
+    settings = SETTINGS["bench"]
+    tail, plain = catalogue.ROWS["latency-uvicorn-64"], catalogue.ROWS["uvicorn-64"]
+    factor = rounds.window_seconds(tail, settings) / rounds.window_seconds(plain, settings)
+    assert factor == rounds.TAIL_WINDOWS > 1
+    assert rounds.cell_seconds(tail, settings) > rounds.cell_seconds(plain, settings)
+
+
 def test_options_change_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = options(
         monkeypatch, "--rows=call_soon*", "--loops=uvloop", "--rounds=9", "--seconds=7"
