@@ -33,6 +33,8 @@ struct LoopOverrides {
   bool call_at = false;
   // Anything that asyncio's sock_*() use to wait for a descriptor.
   bool watchers = false;
+  // asyncio's own steps between a host and a connected socket.
+  bool connecting = false;
   [[nodiscard]] bool any() const noexcept { return time || call_soon || call_at; }
 };
 

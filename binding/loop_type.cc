@@ -14,6 +14,7 @@
 #include "binding/py/args.h"
 #include "binding/py/guard.h"
 #include "binding/python_socket.h"
+#include "binding/resolving.h"
 #include "binding/sock_operation.h"
 #include "binding/stream_transport.h"
 
@@ -637,6 +638,14 @@ PyObject* loop_ensure_fd_no_transport(PyObject* self, PyObject* object) {
   });
 }
 
+PyObject* loop_literal_destination(PyObject* self, PyObject* const* values, Py_ssize_t count) {
+  if (count != 2) {
+    PyErr_Format(PyExc_TypeError, "_literal_destination() takes 2 arguments (%zd given)", count);
+    return nullptr;
+  }
+  return literal_destination(loop_of(self), values[0], values[1]);
+}
+
 // The arguments of a _make_*_transport(): the first two must be given, and None stands for the
 // absence of the others. False with the Python error set.
 [[nodiscard]] bool read_transport_arguments(Loop& loop, const char* function, const CallArgs& args,
@@ -1058,6 +1067,9 @@ PyMethodDef loop_methods[] = {
      "_watched_descriptors($self, /)\n--\n\nThe descriptors that callbacks are watching."},
     {"_ensure_fd_no_transport", loop_ensure_fd_no_transport, METH_O,
      "_ensure_fd_no_transport($self, fd, /)\n--\n\nRaise RuntimeError if a transport uses fd."},
+    {"_literal_destination", as_cfunction(loop_literal_destination), METH_FASTCALL,
+     "_literal_destination($self, host, port, /)\n--\n\n"
+     "What create_connection(..., host, port) connects to where it has nothing to resolve."},
     {"_make_socket_transport", as_cfunction(loop_make_socket_transport), kFast,
      "_make_socket_transport($self, /, sock, protocol, waiter=None, *, extra=None, server=None,\n"
      "                       context=None)\n--\n\nA StreamTransport for a connected socket."},
@@ -1215,6 +1227,7 @@ void Loop::find_overrides() {
   for (PyObject* name : waiting_methods(state_)) {
     overrides_.watchers = overrides_.watchers || is_overridden(self_, name);
   }
+  overrides_.connecting = replaces_resolving(self_, state_);
   engine_.set_clock(overrides_.time ? static_cast<Clock*>(this) : nullptr);
   // The look-ups above gave the type a version if it had none.
   known_type_version_ = Py_TYPE(self_)->tp_version_tag;
@@ -1226,6 +1239,7 @@ void Loop::note_attribute_set(PyObject* name) {
   };
   const auto waiting = waiting_methods(state_);
   if (is_name(state_.str_time) || is_name(state_.str_call_soon) || is_name(state_.str_call_at) ||
+      is_name(state_.str__ensure_resolved) || is_name(state_.str__connect_sock) ||
       std::any_of(waiting.begin(), waiting.end(), is_name)) {
     find_overrides();
   }

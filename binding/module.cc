@@ -5,6 +5,7 @@
 #include "binding/py/guard.h"
 #include "binding/py/ref.h"
 #include "binding/python_socket.h"
+#include "binding/resolving.h"
 #include "core/backend/choice.h"
 
 #ifndef CPPLOOP_VERSION
@@ -57,7 +58,7 @@ using py::Ref;
          state.set_result_unless_cancelled != nullptr && state.support != nullptr &&
          state.original_data_received != nullptr && state.original_feed_data != nullptr &&
          state.original_wakeup_waiter != nullptr && state.selector_loop_type != nullptr &&
-         import_sockets(state);
+         import_sockets(state) && import_resolving(state);
 }
 
 [[nodiscard]] PyObject* compiler_name() {
@@ -191,6 +192,12 @@ int module_traverse(PyObject* module, visitproc visit, void* arg) {
   Py_VISIT(state->extract_stack);
   Py_VISIT(state->set_result_unless_cancelled);
   Py_VISIT(state->base_create_task);
+  Py_VISIT(state->base_events_dict);
+  Py_VISIT(state->socket_module);
+  Py_VISIT(state->original_ipaddr_info);
+  Py_VISIT(state->original_inet_pton);
+  Py_VISIT(state->original_ensure_resolved);
+  Py_VISIT(state->original_connect_sock);
   Py_VISIT(state->support);
   return 0;
 }
@@ -255,6 +262,12 @@ void module_free(void* module) {
   Py_CLEAR(state->extract_stack);
   Py_CLEAR(state->set_result_unless_cancelled);
   Py_CLEAR(state->base_create_task);
+  Py_CLEAR(state->base_events_dict);
+  Py_CLEAR(state->socket_module);
+  Py_CLEAR(state->original_ipaddr_info);
+  Py_CLEAR(state->original_inet_pton);
+  Py_CLEAR(state->original_ensure_resolved);
+  Py_CLEAR(state->original_connect_sock);
   Py_CLEAR(state->loop_keyword);
   Py_CLEAR(state->task_keywords);
   Py_CLEAR(state->task_keywords_with_loop);

@@ -10,11 +10,11 @@ namespace cpploop {
 // Every name the binding looks up or passes by keyword, interned once per interpreter.
 // clang-format off
 #define CPPLOOP_NAMES(X) \
-  X(Future) X(Task) X(_accept) X(_accept_exhausted) X(_add_reader) X(_add_writer) X(_attach) \
+  X(Future) X(Task) X(_HAS_IPv6) X(_accept) X(_accept_exhausted) X(_add_reader) X(_add_writer) X(_attach) \
   X(_buffer) X(_call_connection_lost) X(_call_eof_received) \
-  X(_check_callback) X(_control_app_writing) X(_control_ssl_reading) X(_detach) X(_do_flush) \
+  X(_check_callback) X(_connect_sock) X(_control_app_writing) X(_control_ssl_reading) X(_detach) X(_do_flush) \
   X(_do_handshake) X(_do_read) X(_do_shutdown) X(_ensure_fd_no_transport) X(_ensure_resolved) \
-  X(_eof) X(_fatal_error) X(_limit) X(_log_closed_pipe_write) X(_log_closed_write) \
+  X(_eof) X(_fatal_error) X(_ipaddr_info) X(_limit) X(_log_closed_pipe_write) X(_log_closed_write) \
   X(_maybe_pause_protocol) X(_maybe_resume_protocol) X(_pause_reader) X(_read_ready) \
   X(_refuse_data) X(_refuse_datagram) X(_refuse_pipe_data) X(_remove_reader) X(_remove_writer) \
   X(_run_unless_cancelled) X(_sslobj) X(_start_reading) X(_start_shutdown) X(_stream_reader_wr) \
@@ -24,7 +24,7 @@ namespace cpploop {
   X(connection_lost) X(connection_made) X(context) X(create_future) X(data) X(data_received) \
   X(datagram_received) X(delay) X(detach) X(done) X(eager_start) X(eof_received) X(error_received) X(exception) \
   X(extra) X(family) X(fd) X(feed_data) X(fileno) X(get_buffer) X(getblocking) X(getsockopt) \
-  X(gettimeout) X(high) X(list_of_data) X(loop) X(low) X(message) X(name) X(pause_writing) \
+  X(gettimeout) X(high) X(inet_pton) X(list_of_data) X(loop) X(low) X(message) X(name) X(pause_writing) \
   X(peername) X(pending) X(pipe) X(proto) X(protocol) X(read) X(recv) X(recv_into) X(recvfrom) \
   X(recvfrom_into) X(remove_reader) X(remove_writer) X(resume_writing) X(send) X(sendto) \
   X(server) X(set_exception) X(set_result) X(setblocking) X(sock) X(socket) X(sockname) X(throw) \
@@ -84,6 +84,14 @@ struct ModuleState {
   PyObject* extract_stack = nullptr;                // asyncio.format_helpers.extract_stack
   PyObject* set_result_unless_cancelled = nullptr;  // asyncio.futures'
   PyObject* base_create_task = nullptr;             // asyncio.BaseEventLoop.create_task
+  // How asyncio finds out that a host is an address, as it was at import: the namespaces that it
+  // looks into, and what is there. And the two methods of its loop's that connecting goes through.
+  PyObject* base_events_dict = nullptr;
+  PyObject* socket_module = nullptr;
+  PyObject* original_ipaddr_info = nullptr;
+  PyObject* original_inet_pton = nullptr;
+  PyObject* original_ensure_resolved = nullptr;
+  PyObject* original_connect_sock = nullptr;
   // The ssl module's types, and the members of asyncio's SSLProtocolState in the order of
   // TlsProtocol::State.
   PyObject* ssl_object_type = nullptr;

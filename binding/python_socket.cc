@@ -90,6 +90,17 @@ using py::Ref;
           ->tp_descr_get(descriptor, sock, reinterpret_cast<PyObject*>(Py_TYPE(sock))));
 }
 
+// The same as a number; -1 if it is none.
+[[nodiscard]] int number_in(PyObject* descriptor, PyObject* sock) noexcept {
+  Ref value = field_of(descriptor, sock);
+  const long number = value ? PyLong_AsLong(value.get()) : -1;
+  if (number < 0 || number > INT_MAX) {
+    PyErr_Clear();
+    return -1;
+  }
+  return static_cast<int>(number);
+}
+
 // CPython's socket objects begin with their number.
 [[nodiscard]] int* number_inside(PyObject* sock) noexcept {
   return reinterpret_cast<int*>(reinterpret_cast<char*>(sock) + sizeof(PyObject));
@@ -197,13 +208,15 @@ bool is_non_blocking(ModuleState& state, PyObject* sock) noexcept {
 }
 
 int socket_family(ModuleState& state, PyObject* sock) noexcept {
-  Ref family = field_of(state.socket_family_field, sock);
-  const long number = family ? PyLong_AsLong(family.get()) : -1;
-  if (number < 0 || number > INT_MAX) {
-    PyErr_Clear();
-    return -1;
-  }
-  return static_cast<int>(number);
+  return number_in(state.socket_family_field, sock);
+}
+
+int socket_kind(ModuleState& state, PyObject* sock) noexcept {
+  return number_in(state.socket_type_field, sock);
+}
+
+int socket_proto(ModuleState& state, PyObject* sock) noexcept {
+  return number_in(member_of(state, SocketMember::proto), sock);
 }
 
 namespace {

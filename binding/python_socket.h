@@ -28,6 +28,9 @@ namespace cpploop {
 [[nodiscard]] bool is_non_blocking(ModuleState& state, PyObject* sock) noexcept;
 // Its address family; -1 if that cannot be told. Never an error set.
 [[nodiscard]] int socket_family(ModuleState& state, PyObject* sock) noexcept;
+// Its kind and its protocol, alike.
+[[nodiscard]] int socket_kind(ModuleState& state, PyObject* sock) noexcept;
+[[nodiscard]] int socket_proto(ModuleState& state, PyObject* sock) noexcept;
 
 // A non-blocking socket.socket over `fd`, of the kind of the listening socket it was accepted from,
 // as that one's accept() makes it. New reference or null; the descriptor is the object's in any

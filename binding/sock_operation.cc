@@ -8,6 +8,7 @@
 #include "binding/address.h"
 #include "binding/py/guard.h"
 #include "binding/python_socket.h"
+#include "binding/resolving.h"
 #include "binding/stream_transport.h"
 
 namespace cpploop {
@@ -309,7 +310,8 @@ PySendResult SockOperation::begin(PyObject** result) {
   if (!is_usual()) {
     return delegate(result);
   }
-  if (call_ == SockCall::connect && socket_family(loop_->state(), sock_.get()) != AF_UNIX) {
+  if (call_ == SockCall::connect && socket_family(loop_->state(), sock_.get()) != AF_UNIX &&
+      !is_resolved(*loop_, sock_.get(), arguments_[0].get())) {
     return resolve(result);
   }
   return first_attempt(result);
@@ -539,8 +541,9 @@ SockOperation::Attempt SockOperation::attempt(Ref& result) {
       return send_rest(result);
     case SockCall::accept:
       return accept(result);
-    case SockCall::sendto:
     case SockCall::connect:
+      return connect(result);
+    case SockCall::sendto:
       // The socket module knows every form of address, and whom to tell before it is used.
       return ask_socket(result);
   }
@@ -674,6 +677,30 @@ SockOperation::Attempt SockOperation::accept(Ref& result) {
       accepted_socket(loop_->state(), sock_.get(), UniqueFd(static_cast<int>(accepted.value))));
   result = with_address(std::move(sock), peer);
   return result ? Attempt::done : Attempt::failed;
+}
+
+// Without the exception that the socket's own method has for a connect that goes on.
+SockOperation::Attempt SockOperation::connect(Ref& result) {
+  ModuleState& state = loop_->state();
+  os::SocketAddress address;
+  if (!literal_address(arguments_[0].get(), socket_family(state, sock_.get()), address)) {
+    return ask_socket(result);
+  }
+  if (PySys_Audit("socket.connect", "OO", sock_.get(), arguments_[0].get()) != 0) {
+    return Attempt::failed;
+  }
+  // Whoever was told may have closed it.
+  const int error =
+      socket_descriptor(state, sock_.get()) == fd_ ? os::connect(fd_, address).error : EBADF;
+  if (means_later(error)) {
+    return Attempt::again;
+  }
+  if (error != 0) {
+    py::set_os_error(error);
+    return Attempt::failed;
+  }
+  result = Ref::borrow(Py_None);
+  return Attempt::done;
 }
 
 // A connect that was under way has come to its end.

@@ -102,6 +102,7 @@ class SockOperation {
   [[nodiscard]] Attempt receive_into(py::Ref& result, bool with_address);
   [[nodiscard]] Attempt send_rest(py::Ref& result);
   [[nodiscard]] Attempt accept(py::Ref& result);
+  [[nodiscard]] Attempt connect(py::Ref& result);
   [[nodiscard]] Attempt connect_outcome(py::Ref& result);
   [[nodiscard]] Attempt ask_socket(py::Ref& result);
   [[nodiscard]] IoResult receive_bytes(py::Ref& bytes, os::SocketAddress* from);

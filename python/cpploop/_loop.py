@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import _backend, _native, _tls, _writes
+from ._connect import ConnectingLoop
 from ._datagrams import takes_natively
 from ._observed import ObservedLoop
 from ._private import ReadyView, ScheduledView, SelectorView
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 _SERVES_IN_CONTEXT = sys.version_info >= (3, 15)
 
 
-class Loop(_native.Loop, _tls.TlsLoop, ResolvingLoop, SpawningLoop, ObservedLoop):
+class Loop(_native.Loop, ConnectingLoop, _tls.TlsLoop, ResolvingLoop, SpawningLoop, ObservedLoop):
     """An asyncio event loop with a native engine.
 
     Make one with ``cpploop.new_event_loop()``, or hand that function to ``asyncio.run``,
@@ -322,6 +323,9 @@ for _hook in (
     "_stop_serving",
     "_make_ssl_transport",
     "_make_datagram_transport",
+    "_ensure_resolved",
+    "_connect_sock",
+    "_create_connection_transport",
     "_accept_connection2",
 ):
     if not hasattr(selector_events.BaseSelectorEventLoop, _hook):

@@ -22,7 +22,7 @@ from . import _environment, _native
 if TYPE_CHECKING:
     import socket
     from asyncio import base_events
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from ._loop import Loop
 
@@ -302,6 +302,15 @@ def forget_locals(exc: object) -> None:
         step = step.tb_next
 
 
+async def _clean_after_failure(creating: Coroutine[Any, Any, Any]) -> Any:
+    """Await it; a failed handshake is not to keep the connection until the collector runs."""
+    try:
+        return await creating
+    except BaseException as exc:
+        forget_locals(exc)
+        raise
+
+
 def _move_buffered_bytes(protocol: Any, ssl_protocol: Any) -> None:
     """A ClientHello that came together with what preceded it is in the stream reader by now."""
     from asyncio import StreamReaderProtocol
@@ -370,14 +379,12 @@ class TlsLoop(asyncio.SelectorEventLoop):
         transport: asyncio.Transport = ssl_protocol._app_transport
         return transport
 
-    async def _create_connection_transport(self, *args: Any, **kwargs: Any) -> Any:
+    def _create_connection_transport(
+        self, sock: socket.socket, protocol_factory: Any, ssl: Any, *args: Any, **kwargs: Any
+    ) -> Coroutine[Any, Any, tuple[Any, Any]]:
         create: Any = super()._create_connection_transport  # type: ignore[misc]
-        try:
-            return await create(*args, **kwargs)
-        except BaseException as exc:
-            # A failed handshake is not to keep the connection until the collector runs.
-            forget_locals(exc)
-            raise
+        created: Coroutine[Any, Any, Any] = create(sock, protocol_factory, ssl, *args, **kwargs)
+        return _clean_after_failure(created) if ssl else created
 
     async def start_tls(
         self,

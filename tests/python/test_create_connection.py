@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import inspect
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -522,3 +523,236 @@ def test_blocking_socket_handed_in_becomes_non_blocking(run: Any) -> None:
         peer.close()
 
     run(main)
+
+
+# --------------------------------------------------------------------------- addresses written out
+
+
+@pytest.mark.parametrize(
+    ("host", "port"),
+    [
+        ("127.0.0.1", int),
+        ("::1", int),
+        ("127.1", int),
+        ("127.0.0.1", str),
+        (b"127.0.0.1", int),
+        ("::ffff:127.0.0.1", int),
+    ],
+)
+def test_what_a_literal_host_is_connected_to(host: Any, port: Callable[[int], Any]) -> None:
+    """The socket's kind and the address that sock_connect() is given, which a loop may replace."""
+    if ":" in str(host) and not support.has_ipv6():
+        pytest.skip("no IPv6 here")
+
+    async def scenario(env: Env) -> None:
+        original = env.loop.sock_connect
+
+        async def sock_connect(sock: Any, address: Any) -> Any:
+            plain = (address[0], type(address[1]), *address[2:])
+            env.log(sock.family, sock.type, sock.proto, sock.gettimeout(), plain)
+            return await original(sock, address)
+
+        env.loop.sock_connect = sock_connect  # type: ignore[method-assign]
+        async with sink_server(env, "::1" if host == "::1" else "127.0.0.1") as (number, _):
+            rec = Recorder(env)
+            transport, _protocol = await env.loop.create_connection(lambda: rec, host, port(number))
+            env.log(transport.get_extra_info("peername")[0])
+            await close(rec)
+
+    support.compare(scenario)
+
+
+@contextlib.contextmanager
+def replacing(target: Any, name: str, value: Any) -> Iterator[None]:
+    own = vars(target).get(name)
+    setattr(target, name, value)
+    try:
+        yield
+    finally:
+        if own is None:
+            delattr(target, name)
+        else:
+            setattr(target, name, own)
+
+
+@pytest.mark.parametrize("port", [-1, 65536, 1 << 70, True, 1.5, None])
+def test_ports_that_are_none(port: Any) -> None:
+    async def scenario(env: Env) -> None:
+        try:
+            await env.loop.create_connection(Recorder, "127.0.0.1", port)
+        except (OSError, OverflowError, TypeError) as exc:
+            env.log(type(exc), str(exc))
+
+    support.compare(scenario)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "_ensure_resolved",
+        "_connect_sock",
+        "sock_connect",
+        "_create_connection_transport",
+        "_make_socket_transport",
+        "create_future",
+    ],
+)
+@pytest.mark.parametrize("on_class", [False, True])
+def test_replaced_steps_are_taken(name: str, on_class: bool) -> None:
+    """What create_connection() asks its loop for may be replaced, and is asked as often."""
+
+    async def scenario(env: Env) -> None:
+        # Not of the loop's, which would be asked for the other end, too.
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+            target: Any = type(env.loop) if on_class else env.loop
+            original = getattr(target, name)
+
+            def replaced(*args: Any, **kwargs: Any) -> Any:
+                env.log(name)
+                return original(*args, **kwargs)
+
+            rec = Recorder()
+            with replacing(target, name, replaced):
+                await env.loop.create_connection(lambda: rec, "127.0.0.1", port)
+                env.log("made")
+            await close(rec)
+
+    support.compare(scenario)
+
+
+@pytest.mark.parametrize("name", ["_ipaddr_info", "socket.inet_pton"])
+def test_replaced_parsers_of_addresses_are_asked(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tests patch them in asyncio's module: then the name server's answer is what counts."""
+
+    def refuses(*args: Any) -> Any:
+        if name == "_ipaddr_info":
+            return None
+        raise OSError("on purpose")
+
+    monkeypatch.setattr(f"asyncio.base_events.{name}", refuses)
+
+    async def scenario(env: Env) -> None:
+        async with sink_server(env) as (port, _recorders):
+            patch_getaddrinfo(env, [("127.0.0.1", port)])
+            rec = Recorder()
+            await env.loop.create_connection(lambda: rec, "127.0.0.1", port)
+            await close(rec)
+            with socket.socket() as sock:
+                sock.setblocking(False)
+                await env.loop.sock_connect(sock, ("127.0.0.1", port))
+
+    support.compare(scenario)
+
+
+def test_refused_literal_host_leaves_nothing_behind(run: Any) -> None:
+    async def main(env: Env) -> None:
+        holder, port = support.refused_port()
+        with holder:
+            before = support.open_fds()
+            with pytest.raises(ConnectionRefusedError) as caught:
+                await env.loop.create_connection(Recorder, "127.0.0.1", port)
+            assert caught.value.__context__ is None
+            assert support.new_fds(before) == {}
+
+    run(main)
+
+
+def test_it_is_a_coroutine_function_that_checks_its_arguments_when_called(run: Any) -> None:
+    async def main(env: Env) -> None:
+        create: Any = env.loop.create_connection
+        # Before 3.12 only asyncio can be told that a function which is none counts as one.
+        asks: Any = inspect if sys.version_info >= (3, 12) else asyncio
+        assert asks.iscoroutinefunction(create)
+        for args, kwargs in (
+            ((), {}),
+            ((Recorder, "127.0.0.1", 1, 2), {}),
+            ((Recorder,), {"no": 1}),
+        ):
+            with pytest.raises(TypeError, match=r"create_connection\(\)"):
+                create(*args, **kwargs)
+        coroutine = create(Recorder, "127.0.0.1", 1)
+        assert asyncio.iscoroutine(coroutine)
+        assert coroutine.__qualname__ == "BaseEventLoop.create_connection"
+        coroutine.close()
+
+    run(main)
+
+
+def test_audit_events(loop_name: str) -> None:
+    """Sockets made and connected are told to audit hooks with the arguments of asyncio's."""
+    source = f"""
+import asyncio, socket, sys
+sys.path[:0] = {sys.path!r}
+import support
+
+events = []
+
+def note(name, args):
+    if name in ("socket.__new__", "socket.connect") and noting:
+        events.append((name, *map(int, args[1:4])) if name == "socket.__new__" else (name, args[1]))
+
+noting = False
+sys.addaudithook(note)
+
+async def main():
+    global noting
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
+    address = server.sockets[0].getsockname()
+    noting = True
+    transport, _ = await loop.create_connection(asyncio.Protocol, *address)
+    noting = False
+    transport.close()
+    server.close()
+    await asyncio.sleep(0.01)
+    return address
+
+with asyncio.Runner(loop_factory=support.factory({loop_name!r})) as runner:
+    address = runner.run(main())
+made = ("socket.__new__", socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+assert events[:2] == [made, ("socket.connect", address)], events
+"""
+    import subprocess
+
+    done = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_audit_hook_that_refuses(loop_name: str) -> None:
+    source = f"""
+import asyncio, socket, sys
+sys.path[:0] = {sys.path!r}
+import support
+
+def refuse(name, args):
+    if name == "socket.connect":
+        raise PermissionError("on purpose")
+
+async def main():
+    sys.addaudithook(refuse)
+    loop = asyncio.get_running_loop()
+    try:
+        await loop.create_connection(asyncio.Protocol, "127.0.0.1", 9)
+    except PermissionError as exc:
+        assert str(exc) == "on purpose"
+    else:
+        raise AssertionError("connected")
+
+with asyncio.Runner(loop_factory=support.factory({loop_name!r})) as runner:
+    runner.run(main())
+"""
+    import subprocess
+
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", source],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0 and not done.stderr, done.stderr

@@ -1,0 +1,66 @@
+"""Connections to addresses written out: the short way to where asyncio's create_connection() goes.
+
+For a host that is an address, and nothing else asked for, asyncio's coroutine finds out that there
+is nothing to resolve, in three coroutines more, twice. What it does then is done here in the same
+order, by the same methods of the loop; everything else is its own to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import socket
+import sys
+from asyncio import base_events, coroutines
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ._loop import Loop
+
+_Connected = tuple[asyncio.Transport, asyncio.BaseProtocol]
+
+
+async def _connect_to(loop: Loop, protocol_factory: Any, address: tuple[Any, ...]) -> _Connected:
+    family = socket.AF_INET if len(address) == 2 else socket.AF_INET6
+    sock = None
+    try:
+        sock = socket.socket(family=family, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+        sock.setblocking(False)
+        await loop.sock_connect(sock, address)
+    except BaseException:
+        if sock is not None:
+            sock.close()
+        raise
+    create: Any = loop._create_connection_transport
+    transport, protocol = await create(
+        sock, protocol_factory, None, None, ssl_handshake_timeout=None, ssl_shutdown_timeout=None
+    )
+    return transport, protocol
+
+
+_connect_to.__name__ = "create_connection"
+_connect_to.__qualname__ = "BaseEventLoop.create_connection"
+
+
+class ConnectingLoop(asyncio.SelectorEventLoop):
+    """The part of the loop that makes connections."""
+
+    @functools.wraps(base_events.BaseEventLoop.create_connection)
+    def create_connection(  # type: ignore[override]
+        self, *args: Any, **options: Any
+    ) -> Coroutine[Any, Any, _Connected]:
+        if len(args) == 3 and not options:
+            protocol_factory, host, port = args
+            loop: Any = self
+            address = loop._literal_destination(host, port)
+            if address is not None:
+                return _connect_to(loop, protocol_factory, address)
+        return super().create_connection(*args, **options)
+
+    # It is one to those who ask, as asyncio's is.
+    if sys.version_info >= (3, 12):
+        inspect.markcoroutinefunction(create_connection)
+    else:
+        create_connection._is_coroutine = coroutines._is_coroutine  # type: ignore[attr-defined]
