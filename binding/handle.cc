@@ -62,6 +62,51 @@ void keep_free(FreeHandles& list, PyObject* handle) noexcept {
   return handle;
 }
 
+[[nodiscard]] bool fill_arguments(AsyncioHandle& base, HandlePayload& payload,
+                                  const HandleSpec& spec) {
+  if (spec.arg_count <= static_cast<Py_ssize_t>(kInlineArgs)) {
+    payload.arg_count = static_cast<std::uint16_t>(spec.arg_count);
+    for (std::uint32_t i = 0; i < payload.arg_count; ++i) {
+      argument_slot(base, i) = py::new_ref(spec.args[i]);
+    }
+    return true;
+  }
+  base.args = PyTuple_New(spec.arg_count);
+  if (base.args == nullptr) {
+    return false;
+  }
+  payload.arg_count = kArgsInTuple;
+  for (Py_ssize_t i = 0; i < spec.arg_count; ++i) {
+    PyTuple_SET_ITEM(base.args, i, py::new_ref(spec.args[i]));
+  }
+  return true;
+}
+
+[[nodiscard]] bool fill_context(ModuleState& state, AsyncioHandle& base, HandlePayload& payload,
+                                const HandleSpec& spec) {
+  if (spec.context != nullptr) {
+    base.context = py::new_ref(spec.context);
+  } else if (state.shares_contexts) {
+    base.context = loop_of(spec.loop).contexts().like_current();
+    payload.shares_context = base.context != nullptr;
+  } else {
+    base.context = PyContext_CopyCurrent();
+  }
+  return base.context != nullptr;
+}
+
+[[nodiscard]] bool note_where_made(ModuleState& state, AsyncioHandle& base) {
+  PyFrameObject* frame = PyThreadState_GetFrame(PyThreadState_Get());
+  Ref frame_ref =
+      frame == nullptr ? Ref::steal(py::none()) : Ref::steal(reinterpret_cast<PyObject*>(frame));
+  PyObject* stack = PyObject_CallOneArg(state.extract_stack, frame_ref.get());
+  if (stack == nullptr) {
+    return false;
+  }
+  Py_SETREF(base.source_traceback, stack);
+  return true;
+}
+
 [[nodiscard]] bool fill(ModuleState& state, PyObject* handle, const HandleSpec& spec) {
   AsyncioHandle& base = asyncio_part(handle);
   HandlePayload& payload = payload_of(handle);
@@ -69,35 +114,10 @@ void keep_free(FreeHandles& list, PyObject* handle) noexcept {
   payload.loop = py::new_ref(spec.loop);
   base.repr = py::none();
   base.source_traceback = py::none();
-  if (spec.arg_count <= static_cast<Py_ssize_t>(kInlineArgs)) {
-    payload.arg_count = static_cast<std::uint16_t>(spec.arg_count);
-    for (Py_ssize_t i = 0; i < spec.arg_count; ++i) {
-      payload.inline_args[i] = py::new_ref(spec.args[i]);
-    }
-  } else {
-    base.args = PyTuple_New(spec.arg_count);
-    if (base.args == nullptr) {
-      return false;
-    }
-    for (Py_ssize_t i = 0; i < spec.arg_count; ++i) {
-      PyTuple_SET_ITEM(base.args, i, py::new_ref(spec.args[i]));
-    }
-  }
-  base.context = spec.context != nullptr ? py::new_ref(spec.context) : PyContext_CopyCurrent();
-  if (base.context == nullptr) {
+  if (!fill_arguments(base, payload, spec) || !fill_context(state, base, payload, spec)) {
     return false;
   }
-  if (loop_of(spec.loop).debug()) [[unlikely]] {
-    PyFrameObject* frame = PyThreadState_GetFrame(PyThreadState_Get());
-    Ref frame_ref =
-        frame == nullptr ? Ref::steal(py::none()) : Ref::steal(reinterpret_cast<PyObject*>(frame));
-    PyObject* stack = PyObject_CallOneArg(state.extract_stack, frame_ref.get());
-    if (stack == nullptr) {
-      return false;
-    }
-    Py_SETREF(base.source_traceback, stack);
-  }
-  return true;
+  return !loop_of(spec.loop).debug() || note_where_made(state, base);
 }
 
 [[nodiscard]] PyObject* finish(ModuleState& state, PyObject* handle, const HandleSpec& spec) {
@@ -117,23 +137,41 @@ void drop(PyObject*& slot) noexcept {
   }
 }
 
-void clear_slots(PyObject* handle) noexcept {
+void drop_context(AsyncioHandle& base, HandlePayload& payload, PyObject* loop) noexcept {
+  if (std::exchange(payload.shares_context, false) && base.context != nullptr && loop != nullptr) {
+    loop_of(loop).contexts().release(std::exchange(base.context, nullptr));
+  } else {
+    drop(base.context);
+  }
+}
+
+// The loop apart, which the caller has.
+void clear_slots(PyObject* handle, PyObject* loop) noexcept {
   AsyncioHandle& base = asyncio_part(handle);
   HandlePayload& payload = payload_of(handle);
+  drop_context(base, payload, loop);
   drop(base.args);
   drop(base.callback);
   drop(base.cancelled);
-  drop(base.context);
   drop(base.loop);
   drop(base.repr);
   drop(base.source_traceback);
-  for (PyObject*& arg : payload.inline_args) {
-    drop(arg);
-  }
   if (payload.kind == HandleKind::timer) {
     auto* timer = reinterpret_cast<TimerHandleObject*>(handle);
     drop(timer->scheduled);
     drop(timer->when);
+  }
+}
+
+// The handle's own context, in place of one that it may share. Takes the reference over.
+void keep_context(PyObject* handle, PyObject* own) noexcept {
+  AsyncioHandle& base = asyncio_part(handle);
+  HandlePayload& payload = payload_of(handle);
+  PyObject* const old = std::exchange(base.context, own);
+  if (std::exchange(payload.shares_context, false) && old != nullptr) {
+    loop_of(payload.loop).contexts().release(old);
+  } else {
+    const Ref dropped = Ref::steal(old);
   }
 }
 
@@ -149,9 +187,6 @@ int handle_traverse(PyObject* handle, visitproc visit, void* arg) noexcept {
   Py_VISIT(payload.loop);
   Py_VISIT(base.repr);
   Py_VISIT(base.source_traceback);
-  for (PyObject* inline_arg : payload.inline_args) {
-    Py_VISIT(inline_arg);
-  }
   if (payload.kind == HandleKind::timer) {
     auto* timer = reinterpret_cast<TimerHandleObject*>(handle);
     Py_VISIT(timer->scheduled);
@@ -163,7 +198,7 @@ int handle_traverse(PyObject* handle, visitproc visit, void* arg) noexcept {
 // Breaks cycles but keeps the loop: code that runs while garbage is taken apart may still cancel
 // the handle, and the loop's own clear drops its queue.
 int handle_clear(PyObject* handle) noexcept {
-  clear_slots(handle);
+  clear_slots(handle, payload_of(handle).loop);
   return 0;
 }
 
@@ -173,7 +208,7 @@ void free_handle(PyObject* handle) noexcept {
   PyTypeObject* type = Py_TYPE(handle);
   const HandleKind kind = payload_of(handle).kind;
   Ref loop = Ref::steal(std::exchange(payload_of(handle).loop, nullptr));
-  clear_slots(handle);
+  clear_slots(handle, loop.get());
   if (keeps_free_list() && loop) {
     ModuleState& state = loop_of(loop.get()).state();
     FreeHandles& list = free_list_of(state, kind);
@@ -206,13 +241,13 @@ void handle_dealloc(PyObject* handle) {
   if (base.callback == nullptr || base.callback == Py_None) {
     return py::none();
   }
-  if (base.args != nullptr) {
-    return py::new_ref(base.args);
+  if (payload.arg_count == kArgsInTuple) {
+    return py::or_none(base.args);
   }
   PyObject* tuple = PyTuple_New(static_cast<Py_ssize_t>(payload.arg_count));
   if (tuple != nullptr) {
     for (std::uint32_t i = 0; i < payload.arg_count; ++i) {
-      PyTuple_SET_ITEM(tuple, static_cast<Py_ssize_t>(i), py::new_ref(payload.inline_args[i]));
+      PyTuple_SET_ITEM(tuple, static_cast<Py_ssize_t>(i), py::or_none(argument_slot(base, i)));
     }
   }
   return tuple;
@@ -261,14 +296,56 @@ PyObject* method_cancelled_waiting(PyObject* handle, PyObject*) {
 }
 #endif
 
+// The context that the handle runs in, its own from here on: whoever asks may change it. Borrowed,
+// or null with the Python error set.
+[[nodiscard]] PyObject* own_context(PyObject* handle) {
+  AsyncioHandle& base = asyncio_part(handle);
+  HandlePayload& payload = payload_of(handle);
+  if (payload.shares_context && base.context != nullptr) {
+    PyObject* own = loop_of(payload.loop).contexts().copy_to_run(base.context);
+    if (own == nullptr) {
+      return nullptr;
+    }
+    keep_context(handle, own);
+  }
+  return base.context == nullptr ? Py_None : base.context;
+}
+
 PyObject* method_get_context(PyObject* handle, PyObject*) {
-  PyObject* context = asyncio_part(handle).context;
-  return py::new_ref(context == nullptr ? Py_None : context);
+  PyObject* context = own_context(handle);
+  Py_XINCREF(context);
+  return context;
+}
+
+PyObject* get_context(PyObject* handle, void*) {
+  PyObject* context = own_context(handle);
+  if (context == Py_None && asyncio_part(handle).context == nullptr) {
+    PyErr_SetString(PyExc_AttributeError, "_context");
+    return nullptr;
+  }
+  Py_XINCREF(context);
+  return context;
+}
+
+int set_context(PyObject* handle, PyObject* context, void*) {
+  Py_XINCREF(context);
+  keep_context(handle, context);
+  return 0;
 }
 
 PyObject* method_when(PyObject* handle, PyObject*) {
-  PyObject* when = reinterpret_cast<TimerHandleObject*>(handle)->when;
-  return py::new_ref(when == nullptr ? Py_None : when);
+  const auto* timer = reinterpret_cast<TimerHandleObject*>(handle);
+  return timer->when != nullptr ? py::new_ref(timer->when)
+                                : PyFloat_FromDouble(timer->when_seconds);
+}
+
+PyObject* get_when(PyObject* handle, void*) { return method_when(handle, nullptr); }
+
+// As asyncio's slot: it changes what the handle says, not when it runs.
+int set_when(PyObject* handle, PyObject* when, void*) {
+  auto* timer = reinterpret_cast<TimerHandleObject*>(handle);
+  const Ref old = Ref::steal(std::exchange(timer->when, py::or_none(when)));
+  return 0;
 }
 
 PyMethodDef handle_methods[] = {
@@ -320,6 +397,7 @@ PyMethodDef threadsafe_methods[] = {
 PyGetSetDef handle_getset[] = {
     {"_args", get_args, nullptr, nullptr, nullptr},
     {"_cancelled", get_cancelled, nullptr, nullptr, nullptr},
+    {"_context", get_context, set_context, nullptr, nullptr},
     {"_loop", get_loop, nullptr, nullptr, nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr},
 };
@@ -327,8 +405,10 @@ PyGetSetDef handle_getset[] = {
 PyGetSetDef timer_getset[] = {
     {"_args", get_args, nullptr, nullptr, nullptr},
     {"_cancelled", get_cancelled, nullptr, nullptr, nullptr},
+    {"_context", get_context, set_context, nullptr, nullptr},
     {"_loop", get_loop, nullptr, nullptr, nullptr},
     {"_scheduled", get_scheduled, nullptr, nullptr, nullptr},
+    {"_when", get_when, set_when, nullptr, nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr},
 };
 
@@ -429,7 +509,7 @@ PyType_Spec timer_spec = {
     return reinterpret_cast<PyTypeObject*>(type)->tp_basicsize;
   };
   if (size_of(handle_type) != static_cast<Py_ssize_t>(sizeof(AsyncioHandle)) ||
-      size_of(timer_type) != static_cast<Py_ssize_t>(offsetof(TimerHandleObject, payload))) {
+      size_of(timer_type) != static_cast<Py_ssize_t>(offsetof(TimerHandleObject, when_seconds))) {
     PyErr_SetString(PyExc_ImportError,
                     "cpploop was not built for this Python: asyncio's handles have another size");
     return false;
@@ -461,63 +541,125 @@ PyObject* new_threadsafe_handle(ModuleState& state, const HandleSpec& spec) {
   return handle == nullptr ? nullptr : finish(state, handle, spec);
 }
 
-PyObject* new_timer_handle(ModuleState& state, const HandleSpec& spec, PyObject* when) {
+PyObject* new_timer_handle(ModuleState& state, const HandleSpec& spec, const DueTime& when) {
   PyObject* handle = allocate(state, state.timer_handle_type, HandleKind::timer);
   if (handle == nullptr) {
     return nullptr;
   }
-  reinterpret_cast<TimerHandleObject*>(handle)->when = py::new_ref(when);
+  auto* timer = reinterpret_cast<TimerHandleObject*>(handle);
+  timer->when_seconds = when.seconds;
+  timer->when = when.object;
+  Py_XINCREF(when.object);
   return finish(state, handle, spec);
 }
 
-bool run_handle(PyObject* handle) {
-  AsyncioHandle& base = asyncio_part(handle);
-  HandlePayload& payload = payload_of(handle);
-  // The callback may cancel its own handle, and another thread may do so at any time: what is
-  // called is held from here.
+namespace {
+
+// What a call of a handle's callback needs, held while it lasts: the callback may cancel its own
+// handle, and another thread may do so at any time.
+struct HeldCall {
   Ref callback;
   Ref context;
   Ref args_tuple;
-  const bool threadsafe = payload.kind == HandleKind::threadsafe;
   std::array<PyObject*, kInlineArgs + 1> arguments{};
   std::uint32_t count = 0;
-  Py_BEGIN_CRITICAL_SECTION(handle);
-  if (!payload.cancelled && base.callback != nullptr && base.context != nullptr) {
-    callback = Ref::borrow(base.callback);
-    context = Ref::borrow(base.context);
-    args_tuple = Ref::borrow(base.args);
-    count = payload.arg_count;
+
+  HeldCall() noexcept = default;
+  HeldCall(const HeldCall&) = delete;
+  HeldCall& operator=(const HeldCall&) = delete;
+  ~HeldCall() {
     for (std::uint32_t i = 0; i < count; ++i) {
-      arguments[i + 1] = py::new_ref(payload.inline_args[i]);
-    }
-    if (threadsafe) {
-      std::atomic_ref(payload.running).store(true);
+      const Ref argument = Ref::steal(arguments[i + 1]);
     }
   }
+
+  // False where the handle is cancelled or lacks something.
+  [[nodiscard]] bool take(PyObject* handle) noexcept {
+    AsyncioHandle& base = asyncio_part(handle);
+    HandlePayload& payload = payload_of(handle);
+    if (payload.cancelled || base.callback == nullptr || base.context == nullptr) {
+      return false;
+    }
+    if (payload.arg_count == kArgsInTuple) {
+      args_tuple = Ref::borrow(base.args);
+    } else {
+      for (; count < payload.arg_count; ++count) {
+        PyObject* argument = argument_slot(base, count);
+        if (argument == nullptr) [[unlikely]] {
+          return false;  // Deleted through asyncio's own slot.
+        }
+        arguments[count + 1] = py::new_ref(argument);
+      }
+    }
+    callback = Ref::borrow(base.callback);
+    context = Ref::borrow(base.context);
+    return true;
+  }
+
+  // The callback's result; empty with the Python error set.
+  [[nodiscard]] Ref call() {
+    return Ref::steal(args_tuple
+                          ? PyObject_Call(callback.get(), args_tuple.get(), nullptr)
+                          : PyObject_Vectorcall(callback.get(), arguments.data() + 1,
+                                                count | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr));
+  }
+
+  [[nodiscard]] bool call_in_context() {
+    if (PyContext_Enter(context.get()) != 0) {
+      return false;
+    }
+    const Ref result = call();
+    return (PyContext_Exit(context.get()) == 0) & static_cast<bool>(result);
+  }
+};
+
+// In a copy of the context that the handle shares. It becomes the handle's own where somebody may
+// ask for it: who has the handle now, or is told of the error.
+[[nodiscard]] bool call_in_copy(PyObject* handle, HeldCall& held) {
+  HandlePayload& payload = payload_of(handle);
+  const Ref shared = std::exchange(held.context, Ref());
+  SharedContexts& contexts = loop_of(payload.loop).contexts();
+  held.context = Ref::steal(contexts.copy_to_run(shared.get()));
+  if (!held.context) {
+    return false;
+  }
+  if (Py_REFCNT(handle) > 1) {
+    keep_context(handle, held.context.dup().release());
+    return held.call_in_context();
+  }
+  const bool ok = held.call_in_context();
+  if (!ok) {
+    keep_context(handle, held.context.release());
+  } else {
+    contexts.ran(shared.get(), std::move(held.context));
+  }
+  return ok;
+}
+
+}  // namespace
+
+bool run_handle(PyObject* handle) {
+  HandlePayload& payload = payload_of(handle);
+  HeldCall held;
+  bool taken = false;
+  const bool threadsafe = payload.kind == HandleKind::threadsafe;
+  Py_BEGIN_CRITICAL_SECTION(handle);
+  taken = held.take(handle);
+  if (taken && threadsafe) {
+    std::atomic_ref(payload.running).store(true, kRunningOrder);
+  }
   Py_END_CRITICAL_SECTION();
-  if (!callback) {
+  if (!taken) {
     if (payload.cancelled) {
       return true;
     }
-    PyErr_SetString(PyExc_AttributeError, "the handle's callback or context was deleted");
+    PyErr_SetString(PyExc_AttributeError,
+                    "the handle's callback, arguments or context were deleted");
     return false;
   }
-  bool ok = PyContext_Enter(context.get()) == 0;
-  if (ok) {
-    Ref result = Ref::steal(args_tuple ? PyObject_Call(callback.get(), args_tuple.get(), nullptr)
-                                       : PyObject_Vectorcall(callback.get(), arguments.data() + 1,
-                                                             count | PY_VECTORCALL_ARGUMENTS_OFFSET,
-                                                             nullptr));
-    ok = static_cast<bool>(result);
-    if (PyContext_Exit(context.get()) != 0) {
-      ok = false;
-    }
-  }
+  const bool ok = payload.shares_context ? call_in_copy(handle, held) : held.call_in_context();
   if (threadsafe) {
     loop_of(payload.loop).callback_over(handle);
-  }
-  for (std::uint32_t i = 0; i < count; ++i) {
-    Py_DECREF(arguments[i + 1]);
   }
   return ok;
 }
@@ -553,14 +695,12 @@ bool cancel_handle(PyObject* handle) {
   }
   // Taken out under the lock, dropped outside it: their ends may run any code.
   Ref callback;
-  Ref tuple;
-  std::array<Ref, kInlineArgs> inline_args;
+  std::array<Ref, kInlineArgs> arguments;  // Or the tuple, in the first.
   bool leaves_heap = false;
   Py_BEGIN_CRITICAL_SECTION(handle);
   callback = Ref::steal(std::exchange(base.callback, py::none()));
-  tuple = Ref::steal(std::exchange(base.args, nullptr));
   for (std::uint32_t i = 0; i < kInlineArgs; ++i) {
-    inline_args[i] = Ref::steal(std::exchange(payload.inline_args[i], nullptr));
+    arguments[i] = Ref::steal(std::exchange(argument_slot(base, i), nullptr));
   }
   payload.arg_count = 0;
   leaves_heap = payload.kind == HandleKind::timer && payload.scheduled;
@@ -604,6 +744,7 @@ bool add_handle_types(PyObject* module, ModuleState& state) {
   if (!handle_base || !timer_base || !layout_fits(handle_base.get(), timer_base.get())) {
     return false;
   }
+  state.shares_contexts = can_share_contexts();
   state.handle_type = make_type(module, handle_spec, handle_base.get());
   state.timer_handle_type = make_type(module, timer_spec, timer_base.get());
   if (state.handle_type == nullptr || state.timer_handle_type == nullptr ||

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 
 #include "binding/module_state.h"
@@ -22,21 +23,27 @@ struct AsyncioHandle {
 #endif
 };
 
-// Up to three arguments live in the handle; more make a tuple in asyncio's own slot.
-inline constexpr std::uint32_t kInlineArgs = 3;
+// Up to three arguments live in those of asyncio's slots that we need for nothing else, and which
+// getters of ours hide; more make a tuple in the first of them.
+inline constexpr std::uint16_t kInlineArgs = 3;
+inline constexpr std::uint16_t kArgsInTuple = 0xFFFF;
+
+// How the mark of a running callback is written.
+inline constexpr std::memory_order kRunningOrder =
+    py::kFreeThreaded ? std::memory_order_seq_cst : std::memory_order_relaxed;
 
 enum class HandleKind : std::uint8_t { plain, timer, threadsafe };
 
 struct HandlePayload {
-  std::uint16_t arg_count;  // Of the inline arguments.
+  std::uint16_t arg_count;  // At most kInlineArgs, or kArgsInTuple.
   HandleKind kind;
   bool cancelled;
-  bool scheduled;  // A timer that is in the heap.
-  bool counted;    // A cancelled timer that the heap knows to be dead.
-  bool running;    // A thread-safe handle whose callback is being called.
-  // The loop, in a place that Python code cannot write to; asyncio's own slot for it stays empty.
+  bool scheduled;       // A timer that is in the heap.
+  bool counted;         // A cancelled timer that the heap knows to be dead.
+  bool running;         // A thread-safe handle whose callback is being called.
+  bool shares_context;  // With other handles, see SharedContexts; what it runs in is a copy.
+  // The loop, in a place that Python code cannot write to.
   PyObject* loop;
-  PyObject* inline_args[kInlineArgs];
 };
 
 // A callback in the ready queue: a true asyncio.Handle.
@@ -49,7 +56,8 @@ struct HandleObject {
 struct TimerHandleObject {
   AsyncioHandle base;
   PyObject* scheduled;
-  PyObject* when;
+  PyObject* when;  // Null where it is the float below.
+  double when_seconds;
   HandlePayload payload;
 };
 
@@ -74,6 +82,10 @@ struct ThreadSafeHandleObject {
   return *reinterpret_cast<AsyncioHandle*>(handle);
 }
 
+[[nodiscard]] inline PyObject*& argument_slot(AsyncioHandle& base, std::uint32_t index) noexcept {
+  return index == 0 ? base.args : index == 1 ? base.cancelled : base.loop;
+}
+
 [[nodiscard]] inline PyObject* loop_of_handle(PyObject* handle) noexcept {
   return payload_of(handle).loop;
 }
@@ -89,11 +101,17 @@ struct HandleSpec {
   bool tracked_later = false;
 };
 
+// When a timer is due: what its when() says. `object` is null for a plain float.
+struct DueTime {
+  double seconds;
+  PyObject* object;
+};
+
 // New references, or null with the Python error set.
 [[nodiscard]] PyObject* new_handle(ModuleState& state, const HandleSpec& spec);
 [[nodiscard]] PyObject* new_threadsafe_handle(ModuleState& state, const HandleSpec& spec);
 [[nodiscard]] PyObject* new_timer_handle(ModuleState& state, const HandleSpec& spec,
-                                         PyObject* when);
+                                         const DueTime& when);
 
 // Calls the callback in its context. False with the Python error set if it raised. A cancelled
 // handle does nothing.

@@ -59,7 +59,11 @@ Loop::Loop(PyObject* self, ModuleState& state, BackendChoice backend)
       self_(self),
       state_(state),
       engine_(static_cast<Host&>(*this), backend),
-      fork_generation_(os::fork_generation()) {}
+      fork_generation_(os::fork_generation()) {
+  if (!py::kFreeThreaded) {
+    engine_.inbox().callers_are_excluded();
+  }
+}
 
 Loop::~Loop() {
   close();
@@ -230,11 +234,13 @@ void Loop::track_queued_handles() noexcept {
     return;
   }
   const auto track = [](Token token) { track_handle(as_object(token)); };
-  engine_.ready().for_each([&](const ReadyEntry& entry) {
+  const auto track_entry = [&](const ReadyEntry& entry) {
     if (entry.kind == ReadyEntry::Kind::token) {
       track(entry.token);
     }
-  });
+  };
+  engine_.ready().for_each(track_entry);
+  engine_.inbox().for_each(track_entry);
   engine_.timers().for_each([&](Token token, std::int64_t) { track(token); });
 }
 
@@ -383,8 +389,8 @@ PyObject* Loop::call_soon_threadsafe(PyObject* callback, PyObject* const* args,
   if (!check_open() || !check_callback(callback, "call_soon_threadsafe")) {
     return nullptr;
   }
-  Ref handle =
-      Ref::steal(new_threadsafe_handle(state_, {self_, callback, args, arg_count, context}));
+  Ref handle = Ref::steal(
+      new_threadsafe_handle(state_, {self_, callback, args, arg_count, context, tracks_later()}));
   if (!handle) {
     return nullptr;
   }
@@ -398,16 +404,15 @@ PyObject* Loop::call_soon_threadsafe(PyObject* callback, PyObject* const* args,
     return nullptr;
   }
   (void)handle.release();
+  if (turning_thread_.load(std::memory_order_relaxed) == 0) [[unlikely]] {
+    track_handle(result.get());  // The loop may have ended running meanwhile.
+  }
   return result.release();
 }
 
-PyObject* Loop::call_at(PyObject* when, PyObject* callback, PyObject* const* args,
+PyObject* Loop::call_at(const DueTime& when, PyObject* callback, PyObject* const* args,
                         Py_ssize_t arg_count, PyObject* context) {
-  const double seconds = PyFloat_AsDouble(when);
-  if (seconds == -1.0 && PyErr_Occurred() != nullptr) {
-    return nullptr;
-  }
-  if (std::isnan(seconds)) {
+  if (std::isnan(when.seconds)) {
     PyErr_SetString(PyExc_ValueError, "Invalid value NaN (not a number)");
     return nullptr;
   }
@@ -418,7 +423,7 @@ PyObject* Loop::call_at(PyObject* when, PyObject* callback, PyObject* const* arg
   }
   Ref result = handle.dup();
   locked([&] {
-    engine_.timers().push(deadline_ns_from_seconds(seconds), handle.get());
+    engine_.timers().push(deadline_ns_from_seconds(when.seconds), handle.get());
     payload_of(handle.get()).scheduled = true;
   });
   (void)handle.release();
@@ -546,20 +551,21 @@ bool Loop::runs_elsewhere(PyObject* handle) const {
 }
 
 void Loop::wait_for_callback(PyObject* handle) {
+  ++callback_waiters_;  // With the interpreter's lock, where there is one; see callback_over().
   PyThreadState* thread = PyEval_SaveThread();
   {
     std::unique_lock lock(callback_mutex_);
-    ++callback_waiters_;
     callback_over_.wait(lock, [&] { return !std::atomic_ref(payload_of(handle).running).load(); });
-    --callback_waiters_;
   }
   PyEval_RestoreThread(thread);
+  --callback_waiters_;
 }
 
-// Either the waiter counts itself before this looks, or it finds the callback over when it looks.
+// Either the waiter counts itself before this looks, or it finds the callback over when it looks:
+// the interpreter's lock puts the two in an order, and without one they are ordered themselves.
 void Loop::callback_over(PyObject* handle) {
-  std::atomic_ref(payload_of(handle).running).store(false);
-  if (callback_waiters_.load() != 0) {
+  std::atomic_ref(payload_of(handle).running).store(false, kRunningOrder);
+  if (callback_waiters_.load(kRunningOrder) != 0) {
     {
       const std::lock_guard lock(callback_mutex_);
     }
@@ -835,12 +841,13 @@ int Loop::traverse(visitproc visit, void* arg) {
   visit_one(task_factory);
   visit_one(leaving_.value());
   visit_one(io_object_.get());
-  return result;
+  return result != 0 ? result : contexts_.traverse(visit, arg);
 }
 
 void Loop::clear() {
   close();
   Py_CLEAR(task_factory);
+  contexts_.clear();
   leaving_ = PendingError();
   io_object_.reset();
   tracer_.reset();

@@ -16,6 +16,7 @@
 #include "binding/module_state.h"
 #include "binding/py/python.h"
 #include "binding/py/ref.h"
+#include "binding/shared_context.h"
 #include "binding/tls/scratch.h"
 #include "binding/tracer.h"
 #include "core/engine.h"
@@ -24,6 +25,7 @@
 namespace cpploop {
 
 class StreamTransport;
+struct DueTime;
 
 // The methods a subclass or an instance may replace, and which asyncio itself would call through
 // the loop. Looked up when a loop is made or such an attribute is set, not per call.
@@ -105,7 +107,7 @@ class Loop final : private Host, private Clock {
                                     PyObject* context);
   [[nodiscard]] PyObject* call_soon_threadsafe(PyObject* callback, PyObject* const* args,
                                                Py_ssize_t arg_count, PyObject* context);
-  [[nodiscard]] PyObject* call_at(PyObject* when, PyObject* callback, PyObject* const* args,
+  [[nodiscard]] PyObject* call_at(const DueTime& when, PyObject* callback, PyObject* const* args,
                                   Py_ssize_t arg_count, PyObject* context);
   void timer_cancelled(PyObject* handle);
   // Any thread: whether another thread, the loop's, is calling the thread-safe handle's callback
@@ -205,6 +207,8 @@ class Loop final : private Host, private Clock {
   PyObject* thread_id_object();
   [[nodiscard]] bool set_thread_id(PyObject* value);
 
+  [[nodiscard]] SharedContexts& contexts() noexcept { return contexts_; }
+
   PyObject* task_factory = nullptr;
   std::size_t last_sock_read = 0;  // Bytes of the last sock_recv() or sock_recvfrom().
 
@@ -281,6 +285,7 @@ class Loop final : private Host, private Clock {
   TlsScratch tls_scratch_;
   PyThreadState* saved_thread_ = nullptr;
   py::PendingError leaving_;
+  SharedContexts contexts_;
   py::Ref io_object_;
   std::unique_ptr<Tracer> tracer_;
   std::int64_t blocked_ns_ = 0;  // Since when, while traced.

@@ -163,12 +163,26 @@ PyObject* loop_call_soon_threadsafe(PyObject* self, PyObject* const* values, Py_
   });
 }
 
-[[nodiscard]] PyObject* schedule_at(Loop& loop, PyObject* when, const CallbackCall& call) {
+[[nodiscard]] PyObject* schedule_at(Loop& loop, const DueTime& when, const CallbackCall& call) {
   if (!loop.check_open() || !loop.check_thread() ||
       !loop.check_callback(call.callback, "call_at")) {
     return nullptr;
   }
   return loop.call_at(when, call.callback, call.args, call.arg_count, call.context);
+}
+
+[[nodiscard]] PyObject* schedule_at(Loop& loop, PyObject* when, const CallbackCall& call) {
+  if (PyFloat_CheckExact(when)) {
+    return schedule_at(loop, {PyFloat_AS_DOUBLE(when), nullptr}, call);
+  }
+  if (!loop.check_open()) {
+    return nullptr;
+  }
+  const double seconds = PyFloat_AsDouble(when);
+  if (seconds == -1.0 && PyErr_Occurred() != nullptr) {
+    return nullptr;
+  }
+  return schedule_at(loop, {seconds, when}, call);
 }
 
 // call_later() on a loop whose call_at() is somebody else's.
@@ -200,19 +214,34 @@ PyObject* loop_call_soon_threadsafe(PyObject* self, PyObject* const* values, Py_
   return PyFloat_FromDouble(seconds_now());
 }
 
-// time() + delay.
-[[nodiscard]] PyObject* time_after(Loop& loop, PyObject* delay) {
+// time() + delay, where both are asyncio's own numbers. False without an error where they are not.
+[[nodiscard]] bool seconds_after(Loop& loop, PyObject* delay, double& seconds) {
   const bool plain = PyFloat_CheckExact(delay) || PyLong_CheckExact(delay);
   if (!plain || loop.overrides().time) {
-    const Ref now = Ref::steal(current_time(loop));
-    return now ? PyNumber_Add(now.get(), delay) : nullptr;
+    return false;
   }
-  const double seconds =
+  const double given =
       PyFloat_CheckExact(delay) ? PyFloat_AS_DOUBLE(delay) : PyLong_AsDouble(delay);
-  if (seconds == -1.0 && PyErr_Occurred() != nullptr) {
+  seconds = seconds_now() + given;
+  return given != -1.0 || PyErr_Occurred() == nullptr;
+}
+
+[[nodiscard]] PyObject* call_later(Loop& loop, const CallbackCall& call) {
+  double seconds = 0;
+  if (seconds_after(loop, call.leading, seconds)) {
+    if (!loop.overrides().call_at) [[likely]] {
+      return schedule_at(loop, {seconds, nullptr}, call);
+    }
+  } else if (PyErr_Occurred() != nullptr) {
     return nullptr;
   }
-  return PyFloat_FromDouble(seconds_now() + seconds);
+  const Ref now = Ref::steal(current_time(loop));
+  const Ref when = now ? Ref::steal(PyNumber_Add(now.get(), call.leading)) : Ref();
+  if (!when) {
+    return nullptr;
+  }
+  return loop.overrides().call_at ? call_overridden_at(loop, when.get(), call)
+                                  : schedule_at(loop, when.get(), call);
 }
 
 PyObject* loop_call_later(PyObject* self, PyObject* const* values, Py_ssize_t count,
@@ -228,12 +257,7 @@ PyObject* loop_call_later(PyObject* self, PyObject* const* values, Py_ssize_t co
       PyErr_SetString(PyExc_TypeError, "delay must not be None");
       return nullptr;
     }
-    Ref when = Ref::steal(time_after(loop, call.leading));
-    if (!when) {
-      return nullptr;
-    }
-    return loop.overrides().call_at ? call_overridden_at(loop, when.get(), call)
-                                    : schedule_at(loop, when.get(), call);
+    return call_later(loop, call);
   });
 }
 

@@ -115,6 +115,9 @@ struct ModuleState {
   // Whether a socket's number can be read where socket_number() looks.
   bool reads_socket_numbers = false;
 
+  // Whether handles may share contexts; see SharedContexts.
+  bool shares_contexts = false;
+
   // The edge's helpers for what is rare and reads better in Python (cpploop._support).
   PyObject* support = nullptr;
 

@@ -167,7 +167,9 @@ void Engine::discard_cancelled_timers() {
     compact_timers();
     return;
   }
-  while (!timers_.empty() && host_.is_cancelled(timers_.top())) {
+  // Only a wait has to know which timer is next.
+  const bool may_wait = ready_.empty() && next_events_.empty();
+  while (may_wait && !timers_.empty() && host_.is_cancelled(timers_.top())) {
     const Token token = timers_.pop();
     timers_.note_cancelled_gone();
     (void)host_.timer_left_heap(token);
@@ -202,17 +204,28 @@ void Engine::queue_due_timers() {
     return;
   }
   const std::int64_t now = now_ns();
-  while (!timers_.empty() && timers_.next_deadline_ns() <= now) {
-    bring_near(timers_.top());
-    ready_.reserve(1);
-    const Token token = timers_.pop();
+  const std::size_t due = timers_.gather_due(now);
+  if (due == 0) {
+    return;
+  }
+  ready_.reserve(due);  // Should that throw, they are due again the next time.
+  std::vector<Token> cancelled;
+  cancelled.reserve(std::min(due, timers_.cancelled()));
+  constexpr std::size_t kAhead = 6;
+  for (std::size_t i = 0; i < due; ++i) {
+    bring_near(timers_.due(std::min(i + kAhead, due - 1)));
+    const Token token = timers_.due(i);
     if (host_.timer_left_heap(token)) {
       timers_.note_cancelled_gone();
-      host_.drop(token);
+      cancelled.push_back(token);
     } else {
       ready_.push(ReadyEntry::of_token(token));
       metrics_.timers.add();
     }
+  }
+  timers_.remove_due(due);
+  for (const Token token : cancelled) {
+    host_.drop(token);
   }
 }
 

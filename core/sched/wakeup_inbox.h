@@ -15,6 +15,10 @@ namespace cpploop {
 // std::system_error when the kernel has no descriptor to give.
 class WakeupInbox {
  public:
+  // The host calls nothing here from two threads at a time, as an interpreter with one lock for all
+  // of them does: then there is no need of another.
+  void callers_are_excluded() noexcept { locking_ = false; }
+
   [[nodiscard]] int fd() const noexcept { return wakeup_.fd(); }
 
   // Any thread. False once closed: the caller keeps the token. Throws std::bad_alloc.
@@ -43,18 +47,38 @@ class WakeupInbox {
 
   template <typename Visitor>
   void for_each(Visitor visit) {
-    const std::lock_guard lock(mutex_);
+    const Lock lock(*this);
     for (const ReadyEntry& entry : posts_) {
       visit(entry);
     }
   }
 
  private:
+  class Lock {
+   public:
+    explicit Lock(WakeupInbox& inbox) noexcept : mutex_(inbox.locking_ ? &inbox.mutex_ : nullptr) {
+      if (mutex_ != nullptr) {
+        mutex_->lock();
+      }
+    }
+    ~Lock() {
+      if (mutex_ != nullptr) {
+        mutex_->unlock();
+      }
+    }
+    Lock(const Lock&) = delete;
+    Lock& operator=(const Lock&) = delete;
+
+   private:
+    std::mutex* const mutex_;
+  };
+
   void signal_if_armed() noexcept;
 
   std::mutex mutex_;
   std::vector<ReadyEntry> posts_;
   std::vector<ReadyEntry> spare_;  // Swapped with posts_ so that both keep their memory.
+  bool locking_ = true;
   bool armed_ = false;
   bool woken_ = false;
   bool closed_ = false;

@@ -11,7 +11,6 @@ Importing this package changes nothing.
 from __future__ import annotations
 
 import importlib
-import platform
 import sys
 from typing import TYPE_CHECKING
 
@@ -75,6 +74,8 @@ def build_info() -> dict[str, object]:
     why that is not io_uring. tls is a pair: the tier (direct, bio or asyncio), and what stands
     against a faster one.
     """
+    import platform  # Not for everybody at import.
+
     backend = _backend.chosen_backend()
     return {
         **_native.build_info(),

@@ -223,6 +223,67 @@ class TimerModel {
   int compactions_ = 0;
 };
 
+// What is due at `now`, taken out.
+std::vector<std::uintptr_t> take_due(TimerHeap& heap, std::int64_t now) {
+  const std::size_t count = heap.gather_due(now);
+  std::vector<std::uintptr_t> due(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    due[i] = reinterpret_cast<std::uintptr_t>(heap.due(i));
+  }
+  heap.remove_due(count);
+  return due;
+}
+
+TEST(TimerHeap, WhatIsNotDueStaysWhereNothingIs) {
+  TimerHeap heap;
+  heap.push(5, reinterpret_cast<Token>(1));
+  EXPECT_TRUE(take_due(heap, 4).empty());
+  EXPECT_EQ(heap.size(), 1U);
+  EXPECT_EQ(take_due(heap, 5), (std::vector<std::uintptr_t>{1}));
+  EXPECT_TRUE(heap.empty());
+}
+
+TEST(TimerHeap, DueTimersThatAreNotTakenAreDueAgain) {
+  TimerHeap heap;
+  heap.push(2, reinterpret_cast<Token>(1));
+  heap.push(9, reinterpret_cast<Token>(2));
+  heap.push(1, reinterpret_cast<Token>(3));
+  ASSERT_EQ(heap.gather_due(5), 2U);
+  heap.push(1, reinterpret_cast<Token>(4));
+  EXPECT_EQ(take_due(heap, 5), (std::vector<std::uintptr_t>{3, 4, 1}));
+  EXPECT_EQ(heap.next_deadline_ns(), 9);
+}
+
+// Few and many, narrow and wide, from the heap, from behind it and from both.
+TEST(TimerHeap, GathersTheDueInOrderUnderRandomUse) {
+  for (std::uint32_t seed = 1; seed <= 60; ++seed) {
+    std::mt19937_64 random(seed);
+    TimerHeap heap;
+    std::multimap<std::int64_t, std::uintptr_t> model;
+    std::uintptr_t made = 0;
+    std::int64_t now = 0;
+    const std::uint64_t spread = std::uint64_t{1} << (random() % 40);
+    for (int step = 0; step < 40; ++step) {
+      for (std::uint64_t count = random() % (step % 8 == 0 ? 3000 : 30); count > 0; --count) {
+        const std::int64_t deadline = now + static_cast<std::int64_t>(random() % spread);
+        heap.push(deadline, reinterpret_cast<Token>(++made));
+        model.emplace(deadline, made);
+      }
+      if (random() % 3 == 0 && !model.empty()) {
+        ASSERT_EQ(heap.next_deadline_ns(), model.begin()->first);
+      }
+      now += static_cast<std::int64_t>(random() % spread);
+      std::vector<std::uintptr_t> expected;
+      while (!model.empty() && model.begin()->first <= now) {
+        expected.push_back(model.begin()->second);
+        model.erase(model.begin());
+      }
+      ASSERT_EQ(take_due(heap, now), expected) << "seed " << seed << ", step " << step;
+      ASSERT_EQ(heap.size(), model.size());
+    }
+  }
+}
+
 TEST(TimerHeap, BehavesAsAMultimapDoesUnderRandomUse) {
   int compactions = 0;
   for (std::uint32_t seed = 1; seed <= 5; ++seed) {

@@ -40,6 +40,22 @@ class Target {
     model_.erase(first);
   }
 
+  void take_due(std::int64_t now) {
+    const std::size_t count = heap_.gather_due(now);
+    for (std::size_t i = 0; i < count; ++i) {
+      FUZZ_CHECK(!model_.empty());
+      const auto first = model_.begin();
+      FUZZ_CHECK(first->first <= now);
+      FUZZ_CHECK(number_of(heap_.due(i)) == first->second);
+      if (dead_.erase(first->second) != 0) {
+        heap_.note_cancelled_gone();
+      }
+      model_.erase(first);
+    }
+    FUZZ_CHECK(model_.empty() || model_.begin()->first > now);
+    heap_.remove_due(count);
+  }
+
   void cancel(std::size_t choice) {
     if (model_.empty()) {
       return;
@@ -91,7 +107,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   cpploop::fuzz::Operations operations(data, size);
   Target target;
   while (!operations.over()) {
-    switch (operations.below(6)) {
+    switch (operations.below(7)) {
       case 0:
         target.push(static_cast<std::int64_t>(operations.below(16)));
         break;
@@ -110,6 +126,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         break;
       case 4:
         target.cancel(operations.byte());
+        break;
+      case 5:
+        target.take_due(static_cast<std::int64_t>(operations.below(16)));
         break;
       default:
         if (target.wants_compaction() || operations.below(4) == 0) {

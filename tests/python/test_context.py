@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
+import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -89,6 +92,90 @@ def test_a_callback_without_a_context_gets_a_copy(loop: Any) -> None:
     loop.call_soon(variable.set, "lost")
     run_once(loop)
     assert variable.get() == "default"
+
+
+@every_scheduler
+def test_callbacks_scheduled_in_one_context_have_a_copy_each(loop: Any, name: str) -> None:
+    seen: list[str] = []
+
+    def change(to: str) -> None:
+        seen.append(variable.get())
+        variable.set(to)
+
+    for number in range(3):
+        SCHEDULERS[name](loop, lambda: seen.append(variable.get()))
+        SCHEDULERS[name](loop, lambda number=number: change(f"changed by {number}"))
+    settle(loop)
+    assert seen == ["default"] * 6
+
+
+def test_a_change_that_is_taken_back_leaves_the_next_its_own(loop: Any) -> None:
+    seen: list[Any] = []
+    tokens: list[Any] = []
+
+    def set_and_keep_the_token() -> None:
+        tokens.append(variable.set("default"))
+
+    def reset_it_elsewhere() -> None:
+        try:
+            variable.reset(tokens[0])
+        except ValueError:
+            seen.append("of another context")
+
+    loop.call_soon(set_and_keep_the_token)
+    loop.call_soon(reset_it_elsewhere)
+    run_once(loop)
+    assert seen == ["of another context"]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="get_context() came with 3.12")
+def test_a_handles_context_is_the_one_it_runs_in(loop: Any) -> None:
+    seen: list[Any] = []
+
+    def change(handles: list[Any]) -> None:
+        variable.set("changed")
+        seen.append(handles[0].get_context()[variable])
+
+    handles: list[Any] = []
+    handles.append(loop.call_soon(change, handles))
+    before = handles[0].get_context()
+    kept: list[Any] = []
+    kept.append(loop.call_soon(change, kept))
+    run_once(loop)
+    assert seen == ["changed", "changed"]
+    assert handles[0].get_context() is before
+    assert before[variable] == kept[0].get_context()[variable] == "changed"
+    assert kept[0].get_context() is not before
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="get_context() came with 3.12")
+def test_the_handle_of_an_error_report_has_the_context_it_failed_in(loop: Any) -> None:
+    def fail() -> None:
+        variable.set("set before it failed")
+        raise ValueError
+
+    with reported(loop) as contexts:
+        loop.call_soon(fail)
+        run_once(loop)
+    assert contexts[0]["handle"].get_context()[variable] == "set before it failed"
+
+
+def test_values_end_with_the_last_callback_that_could_see_them(loop: Any) -> None:
+    class Value:
+        pass
+
+    value = Value()
+    ended = weakref.ref(value)
+    context = contextvars.copy_context()
+    objects: contextvars.ContextVar[Any] = contextvars.ContextVar("objects")
+    context.run(objects.set, value)
+    for _ in range(3):
+        context.run(loop.call_soon, lambda: None)
+    context.run(loop.call_later, 0, lambda: None)
+    del value, context
+    settle(loop)
+    gc.collect()
+    assert ended() is None
 
 
 def test_the_context_is_left_when_the_callback_raises(loop: Any) -> None:
