@@ -21,7 +21,7 @@ constexpr std::array<std::string_view, kCalls> kNames = {
     "recv",    "recvfrom", "recvmmsg",      "send",      "sendmsg",    "sendto",
     "read",    "readv",    "write",         "writev",    "accept4",    "accept",
     "connect", "eventfd",  "epoll_create1", "epoll_ctl", "epoll_wait", "epoll_pwait2",
-    "io_uring_setup", "io_uring_enter", "ring_receive", "ring_send", "ring_poll", "ring_buffer"};
+    "io_uring_setup", "io_uring_enter", "ring_deferred", "ring_receive", "ring_send", "ring_poll", "ring_buffer"};
 
 struct Plan {
   Plan() noexcept;
@@ -445,7 +445,13 @@ int RingFaults::of_enter(bool& waits) noexcept {
   return std::max(fault.what, 0);
 }
 
-int RingFaults::of_setup() noexcept {
+int RingFaults::of_setup(bool deferred) noexcept {
+  if (deferred) {
+    const auto refusal = faults::draw(Call::ring_deferred, [] { return Choice{}; });
+    if (refusal.what > 0) {
+      return refusal.what;
+    }
+  }
   const auto fault =
       faults::draw(Call::io_uring_setup, [] { return Choice{{}, {}, faults::kMakeHard}; });
   return std::max(fault.what, 0);

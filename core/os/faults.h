@@ -33,6 +33,7 @@ enum class Call : std::uint8_t {
   epoll_pwait2,
   io_uring_setup,
   io_uring_enter,
+  ring_deferred,
   // Of a ring, as they are prepared.
   ring_receive,
   ring_send,

@@ -46,19 +46,19 @@ struct IoRing::Implementation {
   }
 
   [[nodiscard]] int set_up() noexcept {
-    int error = RingFaults::of_setup();
-    if (error != 0) {
-      return error;
-    }
+    int error = EINVAL;
     for (const unsigned flags : kSetups) {
       io_uring_params params{};
       params.flags = flags | IORING_SETUP_CQSIZE;
       params.cq_entries = kCompletions;
-      error = -io_uring_queue_init_params(kEntries, &ring, &params);
+      // Kernels that have it also tell how much of a send went out before it failed.
+      deferred = (flags & IORING_SETUP_DEFER_TASKRUN) != 0;
+      error = RingFaults::of_setup(deferred);
+      if (error == 0) {
+        error = -io_uring_queue_init_params(kEntries, &ring, &params);
+      }
       if (error == 0) {
         open = true;
-        // Kernels that have it also tell how much of a send went out before it failed.
-        deferred = (flags & IORING_SETUP_DEFER_TASKRUN) != 0;
         return (params.features & kNeededFeatures) == kNeededFeatures ? 0 : ENOSYS;
       }
       if (error != EINVAL) {

@@ -27,7 +27,8 @@ class RingFaults {
   [[nodiscard]] static std::size_t room_of(std::size_t size) noexcept;
   // The call that submits: 0, or an errno and it is not made. `waits` may be taken back.
   [[nodiscard]] static int of_enter(bool& waits) noexcept;
-  [[nodiscard]] static int of_setup() noexcept;
+  // `deferred`: with what kernels before 6.1 lack, which may be refused for itself.
+  [[nodiscard]] static int of_setup(bool deferred) noexcept;
 
  private:
   std::vector<std::pair<std::uint64_t, std::int32_t>> outcomes_;
@@ -45,7 +46,7 @@ class RingFaults {
   }
   [[nodiscard]] static std::size_t room_of(std::size_t size) noexcept { return size; }
   [[nodiscard]] static int of_enter(bool&) noexcept { return 0; }
-  [[nodiscard]] static int of_setup() noexcept { return 0; }
+  [[nodiscard]] static int of_setup(bool) noexcept { return 0; }
 };
 
 #endif

@@ -271,6 +271,20 @@ TEST_F(RingFaultsTest, StandingReceiveThatFindsNoBuffersIsBegunAgain) {
   talk(20);
 }
 
+// A kernel before 6.1: each send reports, and none says how much went out before it failed.
+class OldRingTest : public RingFaultsTest {
+ private:
+  Refusal refusal_{"ring_deferred", EINVAL};
+};
+
+TEST_F(OldRingTest, CarriesEveryByteAsWell) {
+  talk(50);
+  near_->received.clear();
+  far_->received.clear();
+  const Faults faults(Rates{{kMillion / 5, kMillion / 5, 0}}, 4);
+  talk(100);
+}
+
 TEST_F(RingFaultsTest, FilterThatComesLaterMeansEpoll) {
   talk(20);
   near_->received.clear();
