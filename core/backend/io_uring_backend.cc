@@ -449,8 +449,8 @@ bool IoUringBackend::prepare_send(Channel& channel) noexcept {
       return false;
     }
   }
-  outgoing_[sends_out_++] = {channel.id, ring_->prepared() - 1,
-                             static_cast<std::int32_t>(size), kUnsettled};
+  outgoing_[sends_out_++] = {channel.id, ring_->prepared() - 1, static_cast<std::int32_t>(size),
+                             kUnsettled};
   parts_used_ += parts.size();
   return true;
 }

@@ -165,7 +165,7 @@ class IoUringBackend final : public EpollBackend {
   // Reports of the set in a row that nothing else came with. So many make the wait the set's.
   static constexpr std::uint8_t kSetReportsForSet = 8;
   std::uint8_t set_reports_ = 0;
-  bool in_set_ = false;  // The ring gives notice to the set, and does not poll it.
+  bool in_set_ = false;                // The ring gives notice to the set, and does not poll it.
   std::optional<os::Wakeup> notices_;  // For that; made when it is first needed.
 
   static constexpr std::size_t kSendsPerPoll = 128;

@@ -18,10 +18,11 @@ namespace {
 constexpr std::uint32_t kMillion = 1'000'000;
 
 constexpr std::array<std::string_view, kCalls> kNames = {
-    "recv",    "recvfrom", "recvmmsg",      "send",      "sendmsg",    "sendto",
-    "read",    "readv",    "write",         "writev",    "accept4",    "accept",
-    "connect", "eventfd",  "epoll_create1", "epoll_ctl", "epoll_wait", "epoll_pwait2",
-    "io_uring_setup", "io_uring_enter", "ring_deferred", "ring_receive", "ring_send", "ring_poll", "ring_buffer"};
+    "recv",          "recvfrom",     "recvmmsg",     "send",           "sendmsg",
+    "sendto",        "read",         "readv",        "write",          "writev",
+    "accept4",       "accept",       "connect",      "eventfd",        "epoll_create1",
+    "epoll_ctl",     "epoll_wait",   "epoll_pwait2", "io_uring_setup", "io_uring_enter",
+    "ring_deferred", "ring_receive", "ring_send",    "ring_poll",      "ring_buffer"};
 
 struct Plan {
   Plan() noexcept;
@@ -406,14 +407,15 @@ bool RingFaults::spoils(RingOperation operation, int fd, std::uint64_t user_data
       size = faults::shortened(size, fault);
       break;
     case RingOperation::poll_in:
-      fault = faults::draw(Call::ring_poll,
-                           [] { return Choice{faults::kRingPollBenign, {}, faults::kRingPollHard}; });
+      fault = faults::draw(Call::ring_poll, [] {
+        return Choice{faults::kRingPollBenign, {}, faults::kRingPollHard};
+      });
       break;
     case RingOperation::poll_out:
       return false;  // A connection would count as made.
   }
-  const bool spoilt = fault.what > 0 ||
-                      (fault.what == faults::kShort && operation == RingOperation::poll_in);
+  const bool spoilt =
+      fault.what > 0 || (fault.what == faults::kShort && operation == RingOperation::poll_in);
   if (spoilt) {
     outcomes_.emplace_back(user_data, fault.what > 0 ? -fault.what : 0);
   }

@@ -920,7 +920,8 @@ class RestingReader : public ::testing::TestWithParam<BackendChoice> {
 INSTANTIATE_TEST_SUITE_P(Backends, RestingReader,
                          ::testing::Values(BackendChoice::automatic, BackendChoice::io_uring),
                          [](const auto& tested) {
-                           return tested.param == BackendChoice::io_uring ? "io_uring" : "automatic";
+                           return tested.param == BackendChoice::io_uring ? "io_uring"
+                                                                          : "automatic";
                          });
 
 TEST_P(RestingReader, IsToldOfWhatCameAfterItsRead) {
