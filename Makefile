@@ -133,6 +133,38 @@ differential: ## Compare the loops on random scripts for ten minutes (DIFFERENTI
 	@scripts/venv.sh "$(PYTHON)" "$(VENV)"
 	$(RUN) tests/differential/run.py --seconds 600 $(DIFFERENTIAL_ARGS)
 
+ON_RING := scripts/on_backend.sh io_uring
+
+.PHONY: ring
+ring: ring-python ring-conformance ring-differential ring-stress ring-soak ## Run every suite on io_uring, each by its own target, too (PYTHON=3.14)
+
+.PHONY: ring-python
+ring-python: ## Run the Python tests on io_uring (PYTEST_ARGS= is passed on)
+	@scripts/venv.sh "$(PYTHON)" "$(VENV)"
+	CPPLOOP_TESTS=cpploop $(ON_RING) "$(VENV)" -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+
+.PHONY: ring-conformance
+ring-conformance: ## Run the interpreter's own asyncio tests on io_uring
+	@scripts/venv.sh "$(PYTHON)" "$(VENV)"
+	$(ON_RING) "$(VENV)" tests/conformance/run.py $(CONFORMANCE_ARGS)
+
+.PHONY: ring-differential
+ring-differential: ## Compare the loops on random scripts on io_uring, without faults and with them
+	@scripts/venv.sh "$(PYTHON)" "$(VENV)"
+	@scripts/venv.sh --define CPPLOOP_FAULTS=ON "$(PYTHON)" build/venvs/faults
+	$(ON_RING) "$(VENV)" tests/differential/run.py --seconds 120 $(DIFFERENTIAL_ARGS)
+	$(ON_RING) build/venvs/faults tests/differential/run.py --seconds 120 --faults benign=0.1 $(DIFFERENTIAL_ARGS)
+
+.PHONY: ring-stress
+ring-stress: ## Cancelled connections under faults, the ring's own among them, on io_uring
+	@scripts/venv.sh --define CPPLOOP_FAULTS=ON "$(PYTHON)" build/venvs/faults
+	$(ON_RING) build/venvs/faults tests/stress/run.py --seconds 300 $(STRESS_ARGS)
+
+.PHONY: ring-soak
+ring-soak: ## Run everything a loop does on io_uring (SOAK_ARGS=--short)
+	@scripts/venv.sh "$(PYTHON)" "$(VENV)"
+	$(ON_RING) "$(VENV)" tests/soak/run.py $(SOAK_ARGS)
+
 # ROW=name measures one row with every loop; names, globs and families are welcome, too.
 ROW ?=
 # The rivals have wheels for 3.14; PYTHON= says otherwise.

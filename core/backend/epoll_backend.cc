@@ -38,6 +38,12 @@ int EpollBackend::watch_wakeup(int wakeup_fd, bool watched) noexcept {
                  : os::epoll_remove(epoll_fd_.get(), wakeup_fd);
 }
 
+int EpollBackend::watch_notices(int fd) noexcept {
+  // Each notice is new and ends one wait: nobody has to read them.
+  return os::epoll_add(epoll_fd_.get(), fd, EPOLLIN | static_cast<std::uint32_t>(EPOLLET),
+                       kNoticeData);
+}
+
 int EpollBackend::register_now(const Channel& channel) noexcept {
   const std::uint32_t mask = epoll_mask(channel);
   const std::uint64_t data = to_data(channel.id);
@@ -85,6 +91,9 @@ void EpollBackend::collect(ReadyQueue& ready) {
     const epoll_event& event = events_[static_cast<std::size_t>(i)];
     if (event.data.u64 == kWakeupData) {
       woken_ = true;
+      continue;
+    }
+    if (event.data.u64 == kNoticeData) {
       continue;
     }
     // Errors and hang-ups wake both directions: whoever reads or writes next learns the reason.

@@ -2,6 +2,7 @@
 
 #include <sys/epoll.h>
 
+#include <cstdint>
 #include <vector>
 
 #include "core/backend/readiness_backend.h"
@@ -29,8 +30,14 @@ class EpollBackend : public ReadinessBackend {
   // Whether the set itself reports the wake-up descriptor, or whoever derives from this does.
   // 0 or an errno.
   [[nodiscard]] int watch_wakeup(int wakeup_fd, bool watched) noexcept;
+  // An eventfd of whoever derives from this: what is written to it ends a wait and is no event.
+  // 0 or an errno.
+  [[nodiscard]] int watch_notices(int fd) noexcept;
 
  private:
+  // As kWakeupData, no channel's.
+  static constexpr std::uint64_t kNoticeData = UINT64_MAX - 1;
+
   UniqueFd epoll_fd_;
   std::vector<epoll_event> events_;
   int event_count_ = 0;

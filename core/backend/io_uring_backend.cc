@@ -16,6 +16,9 @@ namespace {
 constexpr std::uint8_t kFullBuffersForPoll = 2;
 constexpr std::uint8_t kSmallReadsForRing = 8;
 
+// More than that would not be one send for the kernel, either.
+constexpr std::size_t kSendMax = 1U << 30;
+
 // Above the slots that the vector of a process can ever have.
 constexpr unsigned kOpShift = 28;
 constexpr std::uint32_t kSlotMask = (1U << kOpShift) - 1;
@@ -62,7 +65,6 @@ IoUringBackend::IoUringBackend(int wakeup_fd, std::unique_ptr<os::IoRing> ring)
     throw std::system_error(error, std::generic_category(), "epoll_ctl");
   }
   batches_sends_ = true;
-  has_edges_ = false;  // Polls of the ring are for once.
 }
 
 IoUringBackend::~IoUringBackend() { close(); }
@@ -97,6 +99,7 @@ void IoUringBackend::leave_ring() noexcept {
     line.armed = 0;
     line.cancelled = 0;
   }
+  leave_set();
   ring_.reset();
   under_way_ = 0;
   wake_armed_ = false;
@@ -107,7 +110,7 @@ void IoUringBackend::leave_ring() noexcept {
 void IoUringBackend::enter_ring() noexcept {
   os::IoRing::Refusal refusal;
   thread_ = std::this_thread::get_id();
-  ring_ = os::IoRing::open(refusal);
+  ring_ = refused_ ? nullptr : os::IoRing::open(refusal);
   if (ring_ == nullptr) {
     // epoll serves what the ring did; what was received already is delivered all the same.
     batches_sends_ = false;
@@ -355,7 +358,7 @@ void IoUringBackend::arm_own_polls() noexcept {
   if (!wake_armed_) {
     wake_armed_ = ring_->poll(wakeup_fd_, true, pack(kNobody, Op::wake));
   }
-  if (!set_armed_) {
+  if (!set_armed_ && set_reports_ < kSetReportsForSet) {
     set_armed_ = ring_->poll(set_fd(), true, pack(kNobody, Op::set));
   }
 }
@@ -421,6 +424,14 @@ bool IoUringBackend::prepare_send(Channel& channel) noexcept {
   if (parts.empty()) {
     return true;
   }
+  std::size_t size = 0;
+  for (const iovec& part : parts) {
+    size += part.iov_len;
+  }
+  if (size > kSendMax) {
+    send_at_collect(channel.id);
+    return true;
+  }
   const std::uint64_t user_data = pack({sends_out_, 0}, Op::send);
   const auto prepare = [&] {
     if (parts.size() == 1) {
@@ -438,7 +449,8 @@ bool IoUringBackend::prepare_send(Channel& channel) noexcept {
       return false;
     }
   }
-  outgoing_[sends_out_++] = {channel.id, false, 0};
+  outgoing_[sends_out_++] = {channel.id, ring_->prepared() - 1, static_cast<std::int32_t>(size),
+                             kUnsettled};
   parts_used_ += parts.size();
   return true;
 }
@@ -473,28 +485,42 @@ void IoUringBackend::send_at_collect(ChannelId id) noexcept {
   }
 }
 
-void IoUringBackend::finish_sends() noexcept {
+// A send ends in the call that submits it; its completion may be behind others that found the queue
+// full. Only where the kernel takes no submissions is something left unsettled.
+void IoUringBackend::hear_of_sends() noexcept {
+  absorb();
   const auto settled = [this] {
     return std::all_of(outgoing_.begin(), outgoing_.begin() + sends_out_,
-                       [](const OutgoingSend& send) { return send.settled; });
+                       [](const OutgoingSend& send) { return send.result != kUnsettled; });
   };
-  absorb();
-  // A send ends in the call that submits it; its completion may be behind others that found the
-  // queue full.
+  const bool silent = ring_->sends_report_failure_only();
   constexpr int kTries = 8;
-  for (int i = 0; i < kTries && !settled(); ++i) {
+  for (int i = 0; i < kTries; ++i) {
+    if (ring_->unsubmitted() == 0 && (silent ? !ring_->has_overflow() : settled())) {
+      return;
+    }
     (void)ring_->submit();
     absorb();
   }
-  // Never seen: the kernel takes no submissions. Those that it took without a word are not sent
-  // again.
-  const std::int32_t unknown = ring_->unsubmitted() != 0 ? -EAGAIN : -EIO;
+}
+
+void IoUringBackend::finish_sends() noexcept {
+  hear_of_sends();
+  const std::uint32_t taken = ring_->prepared() - ring_->unsubmitted();
+  const bool silent = ring_->sends_report_failure_only() && !ring_->has_overflow();
   const unsigned count = std::exchange(sends_out_, 0);
   for (unsigned i = 0; i < count; ++i) {
-    const std::int32_t result = outgoing_[i].settled ? outgoing_[i].result : unknown;
-    Channel* channel = find(outgoing_[i].id);
+    const OutgoingSend& send = outgoing_[i];
+    Channel* channel = find(send.id);
     if (channel == nullptr) {
       continue;
+    }
+    std::int32_t result = send.result;
+    if (result == kUnsettled && static_cast<std::int32_t>(send.number - taken) >= 0) {
+      result = -EAGAIN;  // Not taken: sent later.
+    } else if (result == kUnsettled) {
+      // Taken without a word. Where that does not mean success it is not sent again, ever.
+      result = silent ? send.size : -EIO;
     }
     const IoResult outcome =
         result < 0 ? with_reason(*channel, IoResult::failure(-result)) : IoResult::success(result);
@@ -520,11 +546,67 @@ IoResult IoUringBackend::wait(std::int64_t timeout_ns) {
   if (!again_.empty() || !sends_.empty() || !unsent_.empty() || set_ready_) {
     timeout_ns = 0;
   }
+  if (sends_out_ != 0 && !ring_->sends_report_failure_only()) {
+    timeout_ns = 0;  // Each of them would end the wait.
+  }
   timeout_ns = limit_by_refusals(timeout_ns);
+  return choose_set() ? wait_in_set(timeout_ns) : wait_in_ring(timeout_ns);
+}
+
+// Where nothing but the set reports, a wait in the ring costs a second call, the look into the set.
+// The ring gives notice to the set only while it does not poll it: each would wake the other.
+bool IoUringBackend::choose_set() noexcept {
+  if (set_reports_ >= kSetReportsForSet && !set_armed_ && ring_->unsubmitted() == 0 &&
+      (in_set_ || enter_set())) {
+    return true;
+  }
+  if (in_set_ || set_reports_ >= kSetReportsForSet) {
+    leave_set();
+    arm_own_polls();
+  }
+  return false;
+}
+
+bool IoUringBackend::enter_set() noexcept {
+  if (!notices_) {
+    try {
+      notices_.emplace();
+    } catch (const std::system_error&) {
+      return false;
+    }
+    if (watch_notices(notices_->fd()) != 0) {
+      notices_.reset();
+      return false;
+    }
+  }
+  in_set_ = ring_->give_notice_to(notices_->fd()) == 0;
+  return in_set_;
+}
+
+void IoUringBackend::leave_set() noexcept {
+  set_reports_ = 0;
+  if (std::exchange(in_set_, false)) {
+    (void)ring_->give_notice_to(-1);
+  }
+}
+
+IoResult IoUringBackend::wait_in_set(std::int64_t timeout_ns) {
+  // What came before gave its notice before, or none.
+  waiting_ = true;
+  const IoResult result = EpollBackend::wait(ring_->has_news() ? 0 : timeout_ns);
+  waiting_ = false;
+  if (ring_->has_news()) {
+    (void)ring_->submit();
+  }
+  return result;
+}
+
+IoResult IoUringBackend::wait_in_ring(std::int64_t timeout_ns) noexcept {
   IoResult result = IoResult::success(0);
   if (timeout_ns != 0) {
     waiting_ = true;
-    result = ring_->submit_and_wait(sends_out_ + 1, timeout_ns);
+    // A send that fails or falls short reports, and so ends the wait; its rest is sent at once.
+    result = ring_->submit_and_wait(1, timeout_ns);
     waiting_ = false;
   } else if (ring_->unsubmitted() != 0 || ring_->has_news()) {
     result = ring_->submit();
@@ -533,12 +615,28 @@ IoResult IoUringBackend::wait(std::int64_t timeout_ns) {
   for (int i = 0; i < 3 && ring_->unsubmitted() != 0; ++i) {
     (void)ring_->submit();
   }
+  if (!result.ok() && result.error != EINTR) {
+    refused_ = true;  // Sends are settled first; the next collect() goes on with epoll.
+    return IoResult::success(0);
+  }
   return result;
 }
 
+void IoUringBackend::count_set_reports() noexcept {
+  if (!found_.empty() || woken_) {
+    set_reports_ = 0;
+  } else if (set_ready_ && set_reports_ < kSetReportsForSet) {
+    ++set_reports_;
+  }
+}
+
 void IoUringBackend::collect(ReadyQueue& ready) {
+  if (refused_ && ring_ != nullptr) {
+    move_to_this_thread();
+  }
   if (ring_ != nullptr) {
     absorb();
+    count_set_reports();
   }
   for (const ChannelId id : again_) {
     Channel* channel = find(id);
@@ -558,7 +656,7 @@ void IoUringBackend::collect(ReadyQueue& ready) {
   }
   unsent_.clear();
   const bool woken = woken_;
-  if (ring_ == nullptr) {
+  if (ring_ == nullptr || in_set_) {
     EpollBackend::collect(ready);
   } else if (std::exchange(set_ready_, false) || has_refused()) {
     (void)EpollBackend::wait(0);
@@ -590,7 +688,6 @@ void IoUringBackend::take(const os::RingCompletion& completion) noexcept {
       return;
     case Op::send: {
       OutgoingSend& send = outgoing_[channel_of(completion.user_data).slot];
-      send.settled = true;
       send.result = completion.result;
       return;
     }

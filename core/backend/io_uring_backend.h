@@ -4,12 +4,14 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "core/backend/epoll_backend.h"
 #include "core/os/io_ring.h"
+#include "core/os/wakeup.h"
 
 namespace cpploop {
 
@@ -21,7 +23,8 @@ namespace cpploop {
 // connections accepted: a standing accept would not say who they are from, and a peer that is gone
 // cannot be asked. Descriptors that somebody else owns (add_reader and add_writer) stay in the
 // base's epoll set, which the ring polls as one: a ring would hold a file open that its owner has
-// closed.
+// closed. A loop in which nothing but that set reports waits in the set, and the ring
+// gives notice to it.
 //
 // An operation carries its channel's generation and slot. Memory that the kernel writes to belongs
 // to the ring, never to a channel, so a channel can go while its operations end. Nothing is
@@ -44,6 +47,8 @@ class IoUringBackend final : public EpollBackend {
   // For tests: whether a connection is read by system calls at present, and whether new ones are
   // received by the ring from their first byte on.
   [[nodiscard]] bool reads_by_poll(const Channel& channel) const noexcept;
+  // For tests: whether the last wait was the set's.
+  [[nodiscard]] bool waits_in_set() const noexcept { return in_set_; }
   void receive_from_the_start(bool on) noexcept { receives_from_the_start_ = on; }
 
  private:
@@ -86,6 +91,7 @@ class IoUringBackend final : public EpollBackend {
   void forget(Channel& channel) noexcept override;
   void receive(Channel& channel) override;
   void finish_sends() noexcept override;
+  void hear_of_sends() noexcept;
 
   // Whether the ring looks after this channel; the base does otherwise.
   [[nodiscard]] bool is_mine(const Channel& channel) const noexcept {
@@ -107,6 +113,13 @@ class IoUringBackend final : public EpollBackend {
   void orphan(const Line& line) noexcept;
   void make_room() noexcept;
   void arm_own_polls() noexcept;
+  // Where to wait: true for the set. Has the ring give notice to the set, and ends that.
+  [[nodiscard]] bool choose_set() noexcept;
+  [[nodiscard]] bool enter_set() noexcept;
+  void leave_set() noexcept;
+  [[nodiscard]] IoResult wait_in_set(std::int64_t timeout_ns);
+  [[nodiscard]] IoResult wait_in_ring(std::int64_t timeout_ns) noexcept;
+  void count_set_reports() noexcept;
   void prepare_sends() noexcept;
   // What did not go out with a poll: the next collect() has it sent.
   void send_at_collect(ChannelId id) noexcept;
@@ -144,18 +157,26 @@ class IoUringBackend final : public EpollBackend {
   std::array<std::uint16_t, os::IoRing::kBuffers> filled_{};
   std::size_t under_way_ = 0;  // Operations that have not reported their end.
   bool receives_from_the_start_ = false;
+  bool refused_ = false;  // The kernel takes no calls of a ring any more: a filter came later.
   bool waiting_ = false;
   bool wake_armed_ = false;
   bool set_armed_ = false;
   bool set_ready_ = false;
+  // Reports of the set in a row that nothing else came with. So many make the wait the set's.
+  static constexpr std::uint8_t kSetReportsForSet = 8;
+  std::uint8_t set_reports_ = 0;
+  bool in_set_ = false;                // The ring gives notice to the set, and does not poll it.
+  std::optional<os::Wakeup> notices_;  // For that; made when it is first needed.
 
   static constexpr std::size_t kSendsPerPoll = 128;
   static constexpr std::size_t kPartsPerPoll = 512;
   struct OutgoingSend {
     ChannelId id;
-    bool settled;
+    std::uint32_t number;  // Among all that was prepared.
+    std::int32_t size;
     std::int32_t result;
   };
+  static constexpr std::int32_t kUnsettled = INT32_MIN;
   std::array<OutgoingSend, kSendsPerPoll> outgoing_{};
   std::vector<msghdr> messages_;
   std::vector<iovec> parts_;

@@ -10,6 +10,7 @@
 #include <span>
 
 #include "core/os/kernel.h"
+#include "core/os/ring_faults.h"
 
 namespace cpploop::os::faults {
 namespace {
@@ -17,9 +18,11 @@ namespace {
 constexpr std::uint32_t kMillion = 1'000'000;
 
 constexpr std::array<std::string_view, kCalls> kNames = {
-    "recv",    "recvfrom", "recvmmsg",      "send",      "sendmsg",    "sendto",
-    "read",    "readv",    "write",         "writev",    "accept4",    "accept",
-    "connect", "eventfd",  "epoll_create1", "epoll_ctl", "epoll_wait", "epoll_pwait2"};
+    "recv",          "recvfrom",     "recvmmsg",     "send",           "sendmsg",
+    "sendto",        "read",         "readv",        "write",          "writev",
+    "accept4",       "accept",       "connect",      "eventfd",        "epoll_create1",
+    "epoll_ctl",     "epoll_wait",   "epoll_pwait2", "io_uring_setup", "io_uring_enter",
+    "ring_deferred", "ring_receive", "ring_send",    "ring_poll",      "ring_buffer"};
 
 struct Plan {
   Plan() noexcept;
@@ -89,6 +92,14 @@ constexpr int kConnectHard[] = {EADDRNOTAVAIL, ECONNREFUSED, ENETUNREACH};
 constexpr int kMakeHard[] = {EMFILE, ENFILE, ENOMEM};
 constexpr int kAddHard[] = {ENOMEM, ENOSPC};
 constexpr int kWaitBenign[] = {EINTR, kShort};
+constexpr int kEnterBenign[] = {EINTR, EAGAIN, EBUSY, kShort};
+// A standing receive ends when the buffers are gone, and is begun again.
+constexpr int kRingReceiveBenign[] = {ENOBUFS, ENOBUFS, EINTR, EAGAIN};
+constexpr int kRingReceiveHard[] = {ECONNRESET, ETIMEDOUT, EHOSTUNREACH};
+// A poll that reports what is not there: others may have read it.
+constexpr int kRingPollBenign[] = {kShort};
+constexpr int kRingPollHard[] = {ENOMEM};
+constexpr int kRingBufferBenign[] = {kShort};
 
 struct Fault {
   int what = 0;  // An errno, kShort, or 0 for none.
@@ -374,5 +385,80 @@ long epoll_pwait2(int epoll, epoll_event* events, int capacity,
 }
 
 }  // namespace cpploop::os::kernel
+
+// ---- a ring's operations ----
+
+namespace cpploop::os {
+
+using faults::Call;
+using faults::Choice;
+
+bool RingFaults::spoils(RingOperation operation, int fd, std::uint64_t user_data,
+                        std::size_t& size) {
+  faults::Fault fault;
+  switch (operation) {
+    case RingOperation::receive:
+      fault = faults::draw(Call::ring_receive, [] {
+        return Choice{faults::kRingReceiveBenign, {}, faults::kRingReceiveHard};
+      });
+      break;
+    case RingOperation::send:
+      fault = faults::draw(Call::ring_send, [fd] { return faults::sending(fd); });
+      size = faults::shortened(size, fault);
+      break;
+    case RingOperation::poll_in:
+      fault = faults::draw(Call::ring_poll, [] {
+        return Choice{faults::kRingPollBenign, {}, faults::kRingPollHard};
+      });
+      break;
+    case RingOperation::poll_out:
+      return false;  // A connection would count as made.
+  }
+  const bool spoilt =
+      fault.what > 0 || (fault.what == faults::kShort && operation == RingOperation::poll_in);
+  if (spoilt) {
+    outcomes_.emplace_back(user_data, fault.what > 0 ? -fault.what : 0);
+  }
+  return spoilt;
+}
+
+std::int32_t RingFaults::outcome(std::uint64_t user_data, std::int32_t result) {
+  const auto found =
+      std::find_if(outcomes_.begin(), outcomes_.end(),
+                   [user_data](const auto& entry) { return entry.first == user_data; });
+  if (found == outcomes_.end()) {
+    return result;
+  }
+  result = found->second;
+  outcomes_.erase(found);
+  return result;
+}
+
+std::size_t RingFaults::room_of(std::size_t size) noexcept {
+  return faults::shortened(size, faults::draw(Call::ring_buffer, [] {
+                             return Choice{faults::kRingBufferBenign, {}, {}};
+                           }));
+}
+
+int RingFaults::of_enter(bool& waits) noexcept {
+  const auto fault =
+      faults::draw(Call::io_uring_enter, [] { return Choice{faults::kEnterBenign, {}, {}}; });
+  waits = waits && fault.what != faults::kShort;
+  return std::max(fault.what, 0);
+}
+
+int RingFaults::of_setup(bool deferred) noexcept {
+  if (deferred) {
+    const auto refusal = faults::draw(Call::ring_deferred, [] { return Choice{}; });
+    if (refusal.what > 0) {
+      return refusal.what;
+    }
+  }
+  const auto fault =
+      faults::draw(Call::io_uring_setup, [] { return Choice{{}, {}, faults::kMakeHard}; });
+  return std::max(fault.what, 0);
+}
+
+}  // namespace cpploop::os
 
 #endif

@@ -31,6 +31,14 @@ enum class Call : std::uint8_t {
   epoll_ctl,
   epoll_wait,
   epoll_pwait2,
+  io_uring_setup,
+  io_uring_enter,
+  ring_deferred,
+  // Of a ring, as they are prepared.
+  ring_receive,
+  ring_send,
+  ring_poll,
+  ring_buffer,
   count_,
 };
 inline constexpr std::size_t kCalls = static_cast<std::size_t>(Call::count_);

@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 
 #include "core/os/clock.h"
+#include "core/os/ring_faults.h"
 
 namespace cpploop::os {
 namespace {
@@ -50,7 +51,12 @@ struct IoRing::Implementation {
       io_uring_params params{};
       params.flags = flags | IORING_SETUP_CQSIZE;
       params.cq_entries = kCompletions;
-      error = -io_uring_queue_init_params(kEntries, &ring, &params);
+      // Kernels that have it also tell how much of a send went out before it failed.
+      deferred = (flags & IORING_SETUP_DEFER_TASKRUN) != 0;
+      error = RingFaults::of_setup(deferred);
+      if (error == 0) {
+        error = -io_uring_queue_init_params(kEntries, &ring, &params);
+      }
       if (error == 0) {
         open = true;
         return (params.features & kNeededFeatures) == kNeededFeatures ? 0 : ENOSYS;
@@ -87,7 +93,8 @@ struct IoRing::Implementation {
   }
 
   void add(std::uint16_t id, int offset) noexcept {
-    io_uring_buf_ring_add(descriptors, buffers + id * kBufferSize, kBufferSize, id,
+    io_uring_buf_ring_add(descriptors, buffers + id * kBufferSize,
+                          static_cast<unsigned>(RingFaults::room_of(kBufferSize)), id,
                           io_uring_buf_ring_mask(kBuffers), offset);
   }
 
@@ -100,14 +107,39 @@ struct IoRing::Implementation {
     }
     fill(sqe);
     io_uring_sqe_set_data64(sqe, user_data);
+    ++prepared;
     return true;
+  }
+
+  // The same for one that may meet a fault, which may also make it less than `size`.
+  template <typename Fill>
+  [[nodiscard]] bool prepare(RingOperation operation, int fd, std::size_t size,
+                             std::uint64_t user_data, Fill fill) noexcept {
+    return prepare(user_data, [&](io_uring_sqe* sqe) {
+      if (faults.spoils(operation, fd, user_data, size)) {
+        io_uring_prep_nop(sqe);
+      } else {
+        fill(sqe, size);
+      }
+    });
+  }
+
+  // Of one send. MSG_WAITALL makes a short one a failure, which reports although successes do not.
+  void finish_send(io_uring_sqe* sqe, bool whole) const noexcept {
+    if (deferred && whole) {
+      sqe->msg_flags |= MSG_WAITALL;
+      io_uring_sqe_set_flags(sqe, IOSQE_CQE_SKIP_SUCCESS);
+    }
   }
 
   io_uring ring{};
   bool open = false;
+  bool deferred = false;
+  std::uint32_t prepared = 0;
   void* memory = MAP_FAILED;
   io_uring_buf_ring* descriptors = nullptr;
   char* buffers = nullptr;
+  [[no_unique_address]] RingFaults faults;
 };
 
 namespace {
@@ -151,29 +183,40 @@ std::unique_ptr<IoRing> IoRing::open(Refusal& refusal) noexcept {
 }
 
 bool IoRing::poll(int fd, bool readable, std::uint64_t user_data) noexcept {
-  return impl_->prepare(user_data, [&](io_uring_sqe* sqe) {
+  const auto operation = readable ? RingOperation::poll_in : RingOperation::poll_out;
+  return impl_->prepare(operation, fd, 0, user_data, [&](io_uring_sqe* sqe, std::size_t) {
     io_uring_prep_poll_add(sqe, fd, readable ? POLLIN : POLLOUT);
   });
 }
 
 bool IoRing::receive_many(int fd, std::uint64_t user_data) noexcept {
-  return impl_->prepare(user_data, [&](io_uring_sqe* sqe) {
-    io_uring_prep_recv_multishot(sqe, fd, nullptr, 0, 0);
-    io_uring_sqe_set_flags(sqe, IOSQE_BUFFER_SELECT);
-    sqe->buf_group = kBufferGroup;
-  });
+  return impl_->prepare(RingOperation::receive, fd, 0, user_data,
+                        [&](io_uring_sqe* sqe, std::size_t) {
+                          io_uring_prep_recv_multishot(sqe, fd, nullptr, 0, 0);
+                          io_uring_sqe_set_flags(sqe, IOSQE_BUFFER_SELECT);
+                          sqe->buf_group = kBufferGroup;
+                        });
 }
 
 bool IoRing::send(int fd, const void* data, std::size_t size, std::uint64_t user_data) noexcept {
-  return impl_->prepare(user_data, [&](io_uring_sqe* sqe) {
-    io_uring_prep_send(sqe, fd, data, size, MSG_NOSIGNAL | MSG_DONTWAIT);
-  });
+  return impl_->prepare(RingOperation::send, fd, size, user_data,
+                        [&](io_uring_sqe* sqe, std::size_t part) {
+                          io_uring_prep_send(sqe, fd, data, part, MSG_NOSIGNAL | MSG_DONTWAIT);
+                          impl_->finish_send(sqe, part == size);
+                        });
 }
 
 bool IoRing::send_message(int fd, const msghdr* message, std::uint64_t user_data) noexcept {
-  return impl_->prepare(user_data, [&](io_uring_sqe* sqe) {
-    io_uring_prep_sendmsg(sqe, fd, message, MSG_NOSIGNAL | MSG_DONTWAIT);
-  });
+  const iovec& first = message->msg_iov[0];
+  return impl_->prepare(
+      RingOperation::send, fd, first.iov_len, user_data, [&](io_uring_sqe* sqe, std::size_t part) {
+        if (part < first.iov_len) {
+          io_uring_prep_send(sqe, fd, first.iov_base, part, MSG_NOSIGNAL | MSG_DONTWAIT);
+        } else {
+          io_uring_prep_sendmsg(sqe, fd, message, MSG_NOSIGNAL | MSG_DONTWAIT);
+          impl_->finish_send(sqe, true);
+        }
+      });
 }
 
 bool IoRing::cancel(std::uint64_t target, std::uint64_t user_data) noexcept {
@@ -190,7 +233,20 @@ bool IoRing::cancel_all(std::uint64_t user_data) noexcept {
   });
 }
 
+int IoRing::give_notice_to(int eventfd) noexcept {
+  return -(eventfd < 0 ? io_uring_unregister_eventfd(&impl_->ring)
+                       : io_uring_register_eventfd(&impl_->ring, eventfd));
+}
+
+bool IoRing::sends_report_failure_only() const noexcept { return impl_->deferred; }
+
+std::uint32_t IoRing::prepared() const noexcept { return impl_->prepared; }
+
 unsigned IoRing::unsubmitted() const noexcept { return io_uring_sq_ready(&impl_->ring); }
+
+bool IoRing::has_overflow() const noexcept {
+  return (IO_URING_READ_ONCE(*impl_->ring.sq.kflags) & IORING_SQ_CQ_OVERFLOW) != 0;
+}
 
 bool IoRing::has_news() const noexcept {
   return io_uring_cq_ready(&impl_->ring) != 0 || (IO_URING_READ_ONCE(*impl_->ring.sq.kflags) &
@@ -198,12 +254,23 @@ bool IoRing::has_news() const noexcept {
 }
 
 IoResult IoRing::submit() noexcept {
+  bool waits = false;
+  if (const int error = RingFaults::of_enter(waits); error != 0) {
+    return result_of(-error);
+  }
   return result_of(io_uring_submit_and_get_events(&impl_->ring));
 }
 
 IoResult IoRing::submit_and_wait(unsigned count, std::int64_t timeout_ns) noexcept {
   if (timeout_ns < 0) {
     timeout_ns = kVeryLongNs;
+  }
+  bool waits = true;
+  if (const int error = RingFaults::of_enter(waits); error != 0) {
+    return result_of(-error);
+  }
+  if (!waits) {
+    return result_of(io_uring_submit_and_get_events(&impl_->ring));
   }
   __kernel_timespec timeout{};
   timeout.tv_sec = timeout_ns / kNanosecondsPerSecond;
@@ -227,7 +294,7 @@ RingCompletion IoRing::at(unsigned index) const noexcept {
   const io_uring_cqe& cqe = ring.cq.cqes[(*ring.cq.khead + index) & ring.cq.ring_mask];
   RingCompletion completion;
   completion.user_data = cqe.user_data;
-  completion.result = cqe.res;
+  completion.result = impl_->faults.outcome(cqe.user_data, cqe.res);
   completion.has_buffer = (cqe.flags & IORING_CQE_F_BUFFER) != 0;
   completion.buffer = static_cast<std::uint16_t>(cqe.flags >> IORING_CQE_BUFFER_SHIFT);
   completion.more = (cqe.flags & IORING_CQE_F_MORE) != 0;
@@ -270,7 +337,11 @@ bool IoRing::send(int, const void*, std::size_t, std::uint64_t) noexcept { retur
 bool IoRing::send_message(int, const msghdr*, std::uint64_t) noexcept { return false; }
 bool IoRing::cancel(std::uint64_t, std::uint64_t) noexcept { return false; }
 bool IoRing::cancel_all(std::uint64_t) noexcept { return false; }
+int IoRing::give_notice_to(int) noexcept { return ENOSYS; }
+bool IoRing::sends_report_failure_only() const noexcept { return false; }
+std::uint32_t IoRing::prepared() const noexcept { return 0; }
 unsigned IoRing::unsubmitted() const noexcept { return 0; }
+bool IoRing::has_overflow() const noexcept { return false; }
 bool IoRing::has_news() const noexcept { return false; }
 IoResult IoRing::submit() noexcept { return IoResult::failure(ENOSYS); }
 IoResult IoRing::submit_and_wait(unsigned, std::int64_t) noexcept {

@@ -42,6 +42,7 @@ class IoRing {
 
   // Each prepares one operation; false when the submission queue is full. What is sent must stay
   // where it is until the submission that takes it along is over: a send never waits for room.
+  // Where sends_report_failure_only(), one that was submitted and reports nothing was sent whole.
   [[nodiscard]] bool poll(int fd, bool readable, std::uint64_t user_data) noexcept;
   [[nodiscard]] bool receive_many(int fd, std::uint64_t user_data) noexcept;
   [[nodiscard]] bool send(int fd, const void* data, std::size_t size,
@@ -51,7 +52,16 @@ class IoRing {
   [[nodiscard]] bool cancel(std::uint64_t target, std::uint64_t user_data) noexcept;
   [[nodiscard]] bool cancel_all(std::uint64_t user_data) noexcept;
 
+  // News from here on is also written to this eventfd; -1 ends that. 0 or an errno. (A poll of a
+  // ring whose task-run is deferred reports nothing.)
+  [[nodiscard]] int give_notice_to(int eventfd) noexcept;
+  [[nodiscard]] bool sends_report_failure_only() const noexcept;
+  // How many operations were prepared so far, and how many of them the kernel has not taken. It
+  // takes them in their order.
+  [[nodiscard]] std::uint32_t prepared() const noexcept;
   [[nodiscard]] unsigned unsubmitted() const noexcept;
+  // Completions that found no room and come with the next submit().
+  [[nodiscard]] bool has_overflow() const noexcept;
   // Completions to be had without a wait; true costs a submit() at most.
   [[nodiscard]] bool has_news() const noexcept;
   // Hands over what was prepared and lets the kernel finish what it can finish now.

@@ -883,7 +883,7 @@ TEST(KernelBackend, DetachingLeavesTheNextUserOfTheNumberRegistered) {
   EXPECT_EQ(backend.wait(0).value, 0);
 }
 
-class RestingReader : public ::testing::Test {
+class RestingReader : public ::testing::TestWithParam<BackendChoice> {
  protected:
   RestingReader() {
     backend_->attach(channel_, pipe_.reading.get(), Channel::Kind::readiness,
@@ -893,17 +893,17 @@ class RestingReader : public ::testing::Test {
   ~RestingReader() override { backend_->detach(channel_); }
 
   // How many events a look into the kernel finds; they are delivered.
-  std::int64_t turn() {
+  std::size_t turn() {
     backend_->apply_changes();
-    const IoResult waited = backend_->wait(0);
-    EXPECT_TRUE(waited.ok());
+    EXPECT_TRUE(backend_->wait(0).ok());
     ReadyQueue ready;
     backend_->collect(ready);
+    const std::size_t found = ready.size();
     while (!ready.empty()) {
       const ReadyEntry entry = ready.pop();
       backend_->dispatch(entry.channel, entry.io_events);
     }
-    return waited.value;
+    return found;
   }
   void read_all() {
     std::array<char, 100> bytes{};
@@ -911,15 +911,22 @@ class RestingReader : public ::testing::Test {
   }
 
   WakeupInbox inbox_;
-  std::unique_ptr<Backend> backend_ = make_backend(BackendChoice::automatic, inbox_.fd());
+  std::unique_ptr<Backend> backend_ = make_backend(GetParam(), inbox_.fd());
   Pipe pipe_;
   Receiver receiver_;
   Channel channel_;
 };
 
-TEST_F(RestingReader, IsToldOfWhatCameAfterItsRead) {
+INSTANTIATE_TEST_SUITE_P(Backends, RestingReader,
+                         ::testing::Values(BackendChoice::automatic, BackendChoice::io_uring),
+                         [](const auto& tested) {
+                           return tested.param == BackendChoice::io_uring ? "io_uring"
+                                                                          : "automatic";
+                         });
+
+TEST_P(RestingReader, IsToldOfWhatCameAfterItsRead) {
   for (int i = 0; i < 3; ++i) {
-    EXPECT_EQ(turn(), 0);
+    EXPECT_EQ(turn(), 0U);
     pipe_.make_readable();
     turn();
     EXPECT_EQ(receiver_.log, Lines(static_cast<std::size_t>(i) + 1, "readable"));
@@ -929,21 +936,21 @@ TEST_F(RestingReader, IsToldOfWhatCameAfterItsRead) {
   }
 }
 
-TEST_F(RestingReader, IsLeftInPeaceByWhatComesMeanwhile) {
+TEST_P(RestingReader, IsLeftInPeaceByWhatComesMeanwhile) {
   backend_->rest(channel_);
   EXPECT_FALSE(backend_->has_channels());
   pipe_.make_readable();
   turn();
-  EXPECT_EQ(turn(), 0) << "the first event took the registration away";
+  EXPECT_EQ(turn(), 0U) << "the first event took the registration away";
   EXPECT_EQ(receiver_.log, Lines());
   read_all();
   ASSERT_EQ(backend_->watch_after_read(channel_), 0);
   pipe_.make_readable();
-  EXPECT_EQ(turn(), 1);
+  EXPECT_EQ(turn(), 1U);
   EXPECT_EQ(receiver_.log, (Lines{"readable"}));
 }
 
-TEST_F(RestingReader, MayBecomeAWatcherThatIsToldWhileItLasts) {
+TEST_P(RestingReader, MayBecomeAWatcherThatIsToldWhileItLasts) {
   backend_->rest(channel_);
   pipe_.make_readable();
   ASSERT_EQ(backend_->watch(channel_, kWantReadable), 0);
@@ -952,13 +959,13 @@ TEST_F(RestingReader, MayBecomeAWatcherThatIsToldWhileItLasts) {
   EXPECT_EQ(receiver_.log, Lines(2, "readable"));
 }
 
-TEST_F(RestingReader, IsForgottenWithItsChannel) {
+TEST_P(RestingReader, IsForgottenWithItsChannel) {
   backend_->rest(channel_);
   const UniqueFd copy(::fcntl(pipe_.reading.get(), F_DUPFD_CLOEXEC, 0));
   backend_->detach(channel_);
   pipe_.reading.reset();
   pipe_.make_readable();
-  EXPECT_EQ(turn(), 0);
+  EXPECT_EQ(turn(), 0U);
 }
 
 TEST(KernelBackend, OwnerThatLostItsNumberDoesNotTakeTheNextUsersRegistration) {

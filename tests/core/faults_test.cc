@@ -9,9 +9,12 @@
 
 #include <array>
 #include <cerrno>
+#include <functional>
+#include <memory>
 #include <string>
 #include <thread>
 
+#include "core/backend/choice.h"
 #include "core/os/epoll_ops.h"
 #include "core/os/ledger.h"
 #include "core/os/pipe_ops.h"
@@ -193,6 +196,114 @@ TEST(FaultsTest, ADatagramIsNeverCut) {
     }
     EXPECT_EQ(result.value, 10);
   }
+}
+
+// The ring's operations.
+
+class RingFaultsTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (const std::string refusal = io_uring_refusal(); !refusal.empty()) {
+      GTEST_SKIP() << "no io_uring here, " << refusal;
+    }
+    engine_ = std::make_unique<Engine>(host_, BackendChoice::io_uring);
+    ASSERT_STREQ(engine_->backend().name(), "io_uring");
+    SocketPair pair = socket_pair();
+    near_ = std::make_unique<testing::StreamOwner>(*engine_, std::move(pair.near_end));
+    far_ = std::make_unique<testing::StreamOwner>(*engine_, std::move(pair.far_end));
+    near_->socket->start_reading();
+    far_->socket->start_reading();
+  }
+  void TearDown() override {
+    near_.reset();
+    far_.reset();
+    if (engine_ != nullptr) {
+      engine_->close();
+    }
+  }
+  void turn_until(const std::function<bool()>& done) {
+    const std::int64_t until = monotonic_now_ns() + 10'000'000'000;
+    while (!done() && monotonic_now_ns() < until) {
+      ASSERT_EQ(engine_->turn(), 0);
+    }
+    EXPECT_TRUE(done());
+  }
+  // Small messages both ways, written by callbacks so that they may wait for the poll.
+  void talk(int messages) {
+    std::string sent;
+    for (int i = 0; i < messages; ++i) {
+      const std::string message = "message " + std::to_string(i) + ";";
+      sent += message;
+      for (testing::StreamOwner* owner : {near_.get(), far_.get()}) {
+        engine_->push_ready(
+            ReadyEntry::of_token(host_.make([owner, message] { owner->write(message); })));
+      }
+      turn_until([&] { return near_->received.size() >= sent.size() / 2; });
+    }
+    turn_until([&] { return near_->received.size() + far_->received.size() >= 2 * sent.size(); });
+    EXPECT_EQ(near_->received, sent);
+    EXPECT_EQ(far_->received, sent);
+  }
+
+  TestHost host_;
+  std::unique_ptr<Engine> engine_;
+  std::unique_ptr<testing::StreamOwner> near_;
+  std::unique_ptr<testing::StreamOwner> far_;
+};
+
+TEST_F(RingFaultsTest, NoByteIsLostOrDoubledWhenOperationsFailForAWhile) {
+  for (const std::uint64_t seed : {1, 2, 3}) {
+    near_->received.clear();
+    far_->received.clear();
+    const auto before = os::faults::figures().injected;
+    const Faults faults(Rates{{kMillion / 5, kMillion / 5, 0}}, seed);
+    talk(100);
+    EXPECT_GT(os::faults::figures().injected[0], before[0]);
+    EXPECT_GT(os::faults::figures().injected[1], before[1]);
+  }
+}
+
+TEST_F(RingFaultsTest, StandingReceiveThatFindsNoBuffersIsBegunAgain) {
+  talk(20);
+  near_->received.clear();
+  far_->received.clear();
+  {
+    const Refusal refusal("ring_receive", ENOBUFS);
+    // Ends what stands: the next ones fail.
+    (void)near_->socket->pause_reading();
+    (void)far_->socket->pause_reading();
+    engine_->push_ready(ReadyEntry::of_token(host_.make([] {})));
+    ASSERT_EQ(engine_->turn(), 0);
+    (void)near_->socket->resume_reading();
+    (void)far_->socket->resume_reading();
+    for (int i = 0; i < 20; ++i) {
+      engine_->push_ready(ReadyEntry::of_token(host_.make([] {})));
+      ASSERT_EQ(engine_->turn(), 0);
+    }
+  }
+  talk(20);
+}
+
+// A kernel before 6.1: each send reports, and none says how much went out before it failed.
+class OldRingTest : public RingFaultsTest {
+ private:
+  Refusal refusal_{"ring_deferred", EINVAL};
+};
+
+TEST_F(OldRingTest, CarriesEveryByteAsWell) {
+  talk(50);
+  near_->received.clear();
+  far_->received.clear();
+  const Faults faults(Rates{{kMillion / 5, kMillion / 5, 0}}, 4);
+  talk(100);
+}
+
+TEST_F(RingFaultsTest, FilterThatComesLaterMeansEpoll) {
+  talk(20);
+  near_->received.clear();
+  far_->received.clear();
+  const Refusal refusal("io_uring_enter", EPERM);
+  talk(20);
 }
 
 // Old and fenced kernels.

@@ -62,6 +62,32 @@ class Bytes final : public StreamSink {
   int send_due = 0;
 };
 
+// A descriptor of somebody else's, and how often it was found to be readable.
+class Watched final : public ReadinessSink {
+ public:
+  explicit Watched(Backend& backend) : backend_(backend), pair_(testing::socket_pair()) {
+    backend_.attach(channel_, pair_.near_end.get(), Channel::Kind::readiness, this);
+    EXPECT_EQ(backend_.watch(channel_, kWantReadable), 0);
+  }
+  ~Watched() { backend_.detach(channel_); }
+  void hold() noexcept override {}
+  void release() noexcept override {}
+  void on_readable() override {
+    char byte = 0;
+    EXPECT_EQ(::recv(pair_.near_end.get(), &byte, 1, 0), 1);
+    ++found;
+  }
+  void on_writable() override {}
+  void become_readable() { EXPECT_EQ(::send(pair_.far_end.get(), "w", 1, 0), 1); }
+
+  int found = 0;
+
+ private:
+  Backend& backend_;
+  testing::SocketPair pair_;
+  Channel channel_;
+};
+
 class IoUringBackendTest : public ::testing::Test {
  protected:
   static constexpr std::int64_t kAWhileNs = 5 * kNanosecondsPerSecond;
@@ -87,7 +113,11 @@ class IoUringBackendTest : public ::testing::Test {
 
   void turn(std::int64_t timeout_ns = 0) {
     backend_->apply_changes();
-    ASSERT_TRUE(backend_->wait(timeout_ns).ok());
+    IoResult waited = backend_->wait(timeout_ns);
+    while (waited.error == EINTR) {  // The end of the ring of the test before is such a signal.
+      waited = backend_->wait(timeout_ns);
+    }
+    ASSERT_TRUE(waited.ok());
     backend_->settle_sends();
     backend_->collect(ready_);
     while (!ready_.empty()) {
@@ -115,6 +145,14 @@ class IoUringBackendTest : public ::testing::Test {
     ASSERT_FALSE(backend_->reads_by_poll(channel_));
     sink_.text.clear();
     sink_.deliveries = 0;
+  }
+  // So many reports of the set alone that the next wait is the set's.
+  void enter_the_set(Watched& watched) {
+    for (int i = 0; i < 20; ++i) {
+      watched.become_readable();
+      turn(kAWhileNs);
+    }
+    ASSERT_TRUE(backend_->waits_in_set());
   }
   void fill() {
     const std::string block(1 << 16, 'f');
@@ -315,6 +353,28 @@ TEST_F(IoUringBackendTest, SendThatTheKernelHasNoRoomForIsAskedForAgain) {
   EXPECT_EQ(sink_.send_due, 1);
 }
 
+// Nothing else may ever happen: the peer may be waiting for the rest.
+TEST_F(IoUringBackendTest, SendThatFailsOrFallsShortEndsTheWait) {
+  const std::string bytes(1 << 20, 'b');
+  const std::vector<iovec> wholes[] = {{part(bytes)}, {part(bytes), part(bytes)}};
+  sink_.asks_again = true;
+  for (const std::vector<iovec>& whole : wholes) {
+    (void)far_gets();
+    sink_.to_send = whole;
+    sink_.sent.clear();
+    for (int i = 0; i < 2; ++i) {
+      const std::int64_t before_ns = monotonic_now_ns();
+      backend_->send_with_poll(channel_);
+      turn(kAWhileNs);
+      EXPECT_LT(monotonic_now_ns() - before_ns, kAWhileNs);
+    }
+    ASSERT_EQ(sink_.sent.size(), 2U);
+    EXPECT_EQ(sink_.sent[0], static_cast<std::int64_t>(far_gets().size()));
+    EXPECT_EQ(sink_.sent[1], -EAGAIN);
+    EXPECT_EQ(std::exchange(sink_.send_due, 0), 2);
+  }
+}
+
 TEST_F(IoUringBackendTest, SendToNobodyIsAnError) {
   far_.reset();
   const std::string bytes = "bytes";
@@ -409,6 +469,75 @@ TEST_F(IoUringBackendTest, SignalEndsAWaitThatAlsoSends) {
   backend_->settle_sends();
   EXPECT_EQ(far_gets(), "bytes");
   ASSERT_EQ(::sigaction(SIGUSR1, &before, nullptr), 0);
+}
+
+TEST_F(IoUringBackendTest, WaitsInTheSetWhileNothingElseReports) {
+  become_the_rings();
+  Watched watched(*backend_);
+  enter_the_set(watched);
+  EXPECT_EQ(watched.found, 20);
+  far_sends("to the ring");
+  turn(kAWhileNs);
+  EXPECT_EQ(sink_.text, "to the ring");
+  watched.become_readable();
+  turn(kAWhileNs);
+  EXPECT_EQ(watched.found, 21);
+  EXPECT_FALSE(backend_->waits_in_set());
+}
+
+TEST_F(IoUringBackendTest, OtherThreadsAndSendsEndAWaitInTheSet) {
+  const std::string bytes = "bytes";
+  sink_.to_send = {part(bytes)};
+  Watched watched(*backend_);
+  for (int round = 1; round <= 3; ++round) {
+    enter_the_set(watched);
+    ASSERT_TRUE(inbox_.arm());
+    std::thread other([&] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      if (round == 3) {
+        far_sends("while it waits");
+      } else {
+        inbox_.wake();
+      }
+    });
+    if (round == 2) {
+      backend_->start_receive(channel_);
+    }
+    // A wait may end early.
+    bool woken = false;
+    for (int i = 0; i < 5 && !woken && sink_.text.empty(); ++i) {
+      turn(kAWhileNs);
+      woken = backend_->woken();
+    }
+    other.join();
+    inbox_.disarm();
+    EXPECT_EQ(woken, round < 3);
+    if (woken) {
+      inbox_.acknowledge();
+    }
+    backend_->send_with_poll(channel_);
+    turn();
+    EXPECT_EQ(far_gets(), "bytes");
+    EXPECT_FALSE(backend_->waits_in_set());
+  }
+  EXPECT_EQ(sink_.text, "while it waits");
+}
+
+TEST_F(IoUringBackendTest, RingThatMovesLeavesTheSet) {
+  Watched watched(*backend_);
+  enter_the_set(watched);
+  std::thread([&] {
+    watched.become_readable();
+    turn(kAWhileNs);
+    turn();
+  }).join();
+  EXPECT_EQ(watched.found, 21);
+  backend_->start_receive(channel_);
+  far_sends("after");
+  for (int i = 0; i < 5 && sink_.text.empty(); ++i) {
+    turn(kAWhileNs);
+  }
+  EXPECT_EQ(sink_.text, "after");
 }
 
 TEST_F(IoUringBackendTest, ForkedChildLeavesTheParentsRingAlone) {
