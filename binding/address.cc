@@ -65,14 +65,15 @@ namespace {
   return overflow == 0 && value >= 0 && value <= limit;
 }
 
-// The host's text, if it is ASCII and has no NUL inside.
+// The host's text, if it is ASCII and has no NUL inside. Nor a zone, which some systems'
+// inet_pton() takes and drops.
 [[nodiscard]] const char* plain_host(PyObject* object) {
   if (!PyUnicode_CheckExact(object) || !PyUnicode_IS_COMPACT_ASCII(object)) {
     return nullptr;
   }
   const auto* text = static_cast<const char*>(PyUnicode_DATA(object));
-  return std::strlen(text) == static_cast<std::size_t>(PyUnicode_GET_LENGTH(object)) ? text
-                                                                                     : nullptr;
+  const bool whole = std::strlen(text) == static_cast<std::size_t>(PyUnicode_GET_LENGTH(object));
+  return whole && std::strchr(text, '%') == nullptr ? text : nullptr;
 }
 
 constexpr long long kPortMax = 0xffff;

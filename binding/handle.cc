@@ -161,14 +161,24 @@ void clear_slots(PyObject* handle, PyObject* loop) noexcept {
     drop(timer->scheduled);
     drop(timer->when);
   }
+#if PY_VERSION_HEX >= 0x030E0000
+  if (payload.kind == HandleKind::threadsafe) {
+    drop(reinterpret_cast<ThreadSafeHandleObject*>(handle)->lock);
+  }
+#endif
 }
 
 // The handle's own context, in place of one that it may share. Takes the reference over.
 void keep_context(PyObject* handle, PyObject* own) noexcept {
   AsyncioHandle& base = asyncio_part(handle);
   HandlePayload& payload = payload_of(handle);
-  PyObject* const old = std::exchange(base.context, own);
-  if (std::exchange(payload.shares_context, false) && old != nullptr) {
+  PyObject* old = nullptr;
+  bool shared = false;
+  Py_BEGIN_CRITICAL_SECTION(handle);
+  old = std::exchange(base.context, own);
+  shared = std::exchange(payload.shares_context, false);
+  Py_END_CRITICAL_SECTION();
+  if (shared && old != nullptr) {
     loop_of(payload.loop).contexts().release(old);
   } else {
     const Ref dropped = Ref::steal(old);
@@ -192,6 +202,11 @@ int handle_traverse(PyObject* handle, visitproc visit, void* arg) noexcept {
     Py_VISIT(timer->scheduled);
     Py_VISIT(timer->when);
   }
+#if PY_VERSION_HEX >= 0x030E0000
+  if (payload.kind == HandleKind::threadsafe) {
+    Py_VISIT(reinterpret_cast<ThreadSafeHandleObject*>(handle)->lock);
+  }
+#endif
   return 0;
 }
 
@@ -253,7 +268,13 @@ void handle_dealloc(PyObject* handle) {
   return tuple;
 }
 
-PyObject* get_args(PyObject* handle, void*) { return args_tuple(handle); }
+PyObject* get_args(PyObject* handle, void*) {
+  PyObject* args = nullptr;
+  Py_BEGIN_CRITICAL_SECTION(handle);
+  args = args_tuple(handle);
+  Py_END_CRITICAL_SECTION();
+  return args;
+}
 PyObject* get_cancelled(PyObject* handle, void*) {
   return py::boolean(payload_of(handle).cancelled);
 }
@@ -270,9 +291,33 @@ PyObject* method_cancelled(PyObject* handle, PyObject*) {
   return py::boolean(payload_of(handle).cancelled);
 }
 
+// The context that the handle runs in, its own from here on: whoever asks may change it. New
+// reference, or null with the Python error set.
+[[nodiscard]] PyObject* own_context(PyObject* handle) {
+  AsyncioHandle& base = asyncio_part(handle);
+  HandlePayload& payload = payload_of(handle);
+  if (payload.shares_context && base.context != nullptr) {
+    PyObject* own = loop_of(payload.loop).contexts().copy_to_run(base.context);
+    if (own == nullptr) {
+      return nullptr;
+    }
+    keep_context(handle, own);
+  }
+  PyObject* context = nullptr;
+  Py_BEGIN_CRITICAL_SECTION(handle);
+  context = py::or_none(base.context);
+  Py_END_CRITICAL_SECTION();
+  return context;
+}
+
 // asyncio's own _run() would look for the lock of its thread-safe handles.
 PyObject* method_run(PyObject* handle, PyObject*) {
   return py::guard([&]() -> PyObject* {
+    // Who calls this has the handle, though its count of references need not show it.
+    const Ref context = Ref::steal(own_context(handle));
+    if (!context) {
+      return nullptr;
+    }
     if (!run_handle(handle)) {
       if (PyErr_ExceptionMatches(PyExc_SystemExit) != 0 ||
           PyErr_ExceptionMatches(PyExc_KeyboardInterrupt) != 0) {
@@ -296,35 +341,15 @@ PyObject* method_cancelled_waiting(PyObject* handle, PyObject*) {
 }
 #endif
 
-// The context that the handle runs in, its own from here on: whoever asks may change it. Borrowed,
-// or null with the Python error set.
-[[nodiscard]] PyObject* own_context(PyObject* handle) {
-  AsyncioHandle& base = asyncio_part(handle);
-  HandlePayload& payload = payload_of(handle);
-  if (payload.shares_context && base.context != nullptr) {
-    PyObject* own = loop_of(payload.loop).contexts().copy_to_run(base.context);
-    if (own == nullptr) {
-      return nullptr;
-    }
-    keep_context(handle, own);
-  }
-  return base.context == nullptr ? Py_None : base.context;
-}
-
-PyObject* method_get_context(PyObject* handle, PyObject*) {
-  PyObject* context = own_context(handle);
-  Py_XINCREF(context);
-  return context;
-}
+PyObject* method_get_context(PyObject* handle, PyObject*) { return own_context(handle); }
 
 PyObject* get_context(PyObject* handle, void*) {
-  PyObject* context = own_context(handle);
-  if (context == Py_None && asyncio_part(handle).context == nullptr) {
+  Ref context = Ref::steal(own_context(handle));
+  if (context.is_none() && asyncio_part(handle).context == nullptr) {
     PyErr_SetString(PyExc_AttributeError, "_context");
     return nullptr;
   }
-  Py_XINCREF(context);
-  return context;
+  return context.release();
 }
 
 int set_context(PyObject* handle, PyObject* context, void*) {
@@ -335,8 +360,12 @@ int set_context(PyObject* handle, PyObject* context, void*) {
 
 PyObject* method_when(PyObject* handle, PyObject*) {
   const auto* timer = reinterpret_cast<TimerHandleObject*>(handle);
-  return timer->when != nullptr ? py::new_ref(timer->when)
-                                : PyFloat_FromDouble(timer->when_seconds);
+  PyObject* when = nullptr;
+  Py_BEGIN_CRITICAL_SECTION(handle);
+  when = timer->when;
+  Py_XINCREF(when);
+  Py_END_CRITICAL_SECTION();
+  return when != nullptr ? when : PyFloat_FromDouble(timer->when_seconds);
 }
 
 PyObject* get_when(PyObject* handle, void*) { return method_when(handle, nullptr); }
@@ -344,7 +373,10 @@ PyObject* get_when(PyObject* handle, void*) { return method_when(handle, nullptr
 // As asyncio's slot: it changes what the handle says, not when it runs.
 int set_when(PyObject* handle, PyObject* when, void*) {
   auto* timer = reinterpret_cast<TimerHandleObject*>(handle);
-  const Ref old = Ref::steal(std::exchange(timer->when, py::or_none(when)));
+  Ref old;
+  Py_BEGIN_CRITICAL_SECTION(handle);
+  old = Ref::steal(std::exchange(timer->when, py::or_none(when)));
+  Py_END_CRITICAL_SECTION();
   return 0;
 }
 
@@ -581,6 +613,9 @@ struct HeldCall {
       return false;
     }
     if (payload.arg_count == kArgsInTuple) {
+      if (base.args == nullptr || !PyTuple_CheckExact(base.args)) [[unlikely]] {
+        return false;  // Exchanged through asyncio's own slot.
+      }
       args_tuple = Ref::borrow(base.args);
     } else {
       for (; count < payload.arg_count; ++count) {
@@ -617,9 +652,14 @@ struct HeldCall {
 // ask for it: who has the handle now, or is told of the error.
 [[nodiscard]] bool call_in_copy(PyObject* handle, HeldCall& held) {
   HandlePayload& payload = payload_of(handle);
-  const Ref shared = std::exchange(held.context, Ref());
   SharedContexts& contexts = loop_of(payload.loop).contexts();
-  held.context = Ref::steal(contexts.copy_to_run(shared.get()));
+  PyObject* const shared = held.context.get();
+  if (contexts.has_last_user(shared)) {
+    payload.shares_context = false;
+    return held.call_in_context();
+  }
+  // The handle alone holds what it shared, so that its values end with the last who does.
+  held.context = Ref::steal(contexts.copy_to_run(shared));
   if (!held.context) {
     return false;
   }
@@ -631,7 +671,7 @@ struct HeldCall {
   if (!ok) {
     keep_context(handle, held.context.release());
   } else {
-    contexts.ran(shared.get(), std::move(held.context));
+    contexts.ran(shared, std::move(held.context));
   }
   return ok;
 }

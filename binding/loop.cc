@@ -775,6 +775,7 @@ void Loop::close() {
   for (PyObject* transport : held) {
     Py_DECREF(transport);
   }
+  contexts_.clear();
 }
 
 bool Loop::refuse_closed_or_forked() noexcept {

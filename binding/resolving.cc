@@ -43,6 +43,19 @@ using py::Ref;
                state.original_inet_pton);
 }
 
+// Whether it is a function of asyncio.base_events' own code, and nobody's in its place.
+[[nodiscard]] bool is_asyncios(PyObject* function, const ModuleState& state) noexcept {
+  return function != nullptr && PyFunction_Check(function) &&
+         PyFunction_GET_GLOBALS(function) == state.base_events_dict;
+}
+
+// What was replaced before we were imported counts as replaced for good: nothing is this object.
+void keep_if(bool original, PyObject*& slot, const ModuleState& state) noexcept {
+  if (!original) {
+    Py_XSETREF(slot, Py_NewRef(state.base_events_dict));
+  }
+}
+
 // asyncio's knows streams and datagrams of TCP and UDP.
 [[nodiscard]] bool is_internet_kind(ModuleState& state, PyObject* sock) noexcept {
   const int type = socket_kind(state, sock);
@@ -56,7 +69,12 @@ using py::Ref;
 bool import_resolving(ModuleState& state) {
   Ref base_events = Ref::steal(PyImport_ImportModule("asyncio.base_events"));
   state.socket_module = PyImport_ImportModule("socket");
-  if (!base_events || state.socket_module == nullptr) {
+  Ref c_socket = Ref::steal(PyImport_ImportModule("_socket"));
+  if (!base_events || !c_socket || state.socket_module == nullptr) {
+    return false;
+  }
+  if (!PyModule_Check(state.socket_module)) {
+    PyErr_SetString(PyExc_ImportError, "cpploop needs Python's own socket module");
     return false;
   }
   state.base_events_dict = PyObject_GetAttrString(base_events.get(), "__dict__");
@@ -65,9 +83,18 @@ bool import_resolving(ModuleState& state) {
   state.original_ensure_resolved =
       PyObject_GetAttr(state.selector_loop_type, state.str__ensure_resolved);
   state.original_connect_sock = PyObject_GetAttr(state.selector_loop_type, state.str__connect_sock);
-  return state.base_events_dict != nullptr && state.original_ipaddr_info != nullptr &&
-         state.original_inet_pton != nullptr && state.original_ensure_resolved != nullptr &&
-         state.original_connect_sock != nullptr;
+  Ref inet_pton = Ref::steal(PyObject_GetAttr(c_socket.get(), state.str_inet_pton));
+  if (state.base_events_dict == nullptr || state.original_ipaddr_info == nullptr ||
+      state.original_inet_pton == nullptr || state.original_ensure_resolved == nullptr ||
+      state.original_connect_sock == nullptr || !inet_pton) {
+    return false;
+  }
+  keep_if(state.original_inet_pton == inet_pton.get(), state.original_inet_pton, state);
+  for (PyObject** function : {&state.original_ipaddr_info, &state.original_ensure_resolved,
+                              &state.original_connect_sock}) {
+    keep_if(is_asyncios(*function, state), *function, state);
+  }
+  return true;
 }
 
 bool replaces_resolving(PyObject* loop, ModuleState& state) {

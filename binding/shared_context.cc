@@ -67,13 +67,18 @@ PyObject* SharedContexts::like_current() {
   return made.release();
 }
 
+bool SharedContexts::has_last_user(PyObject* shared) const noexcept {
+  constexpr Py_ssize_t kHandleAndCaller = 2;
+  return shared != shared_.get() && Py_REFCNT(shared) == kHandleAndCaller;
+}
+
 PyObject* SharedContexts::copy_to_run(PyObject* shared) {
   return spare_ && shared == shared_.get() ? spare_.release() : PyContext_Copy(shared);
 }
 
 void SharedContexts::ran(PyObject* shared, Ref context) noexcept {
   const bool as_it_was = Py_REFCNT(context.get()) == 1 && shared == shared_.get() && !spare_ &&
-                         variables_of(context.get()) == variables_of(shared);
+                         variables_of(context.get()) == variables_of(shared_.get());
   if (as_it_was) {
     spare_ = std::move(context);
   }

@@ -18,9 +18,12 @@ class SharedContexts {
   // A new reference to a context like the current one, for share() to be asked about; or null with
   // the Python error set.
   [[nodiscard]] PyObject* like_current();
+  // Whether a handle that is being called, and its caller, are all who have it: then it is theirs.
+  [[nodiscard]] bool has_last_user(PyObject* shared) const noexcept;
   // A callback's own copy of what like_current() gave. New reference or null.
   [[nodiscard]] PyObject* copy_to_run(PyObject* shared);
-  // The callback returned, and only the caller has its context.
+  // The callback returned, and only the caller has its context. `shared` is only compared: it may
+  // be gone.
   void ran(PyObject* shared, py::Ref context) noexcept;
   // Lets go of what like_current() gave. With the last of them go the values of its variables.
   void release(PyObject* shared) noexcept;

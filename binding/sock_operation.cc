@@ -683,7 +683,10 @@ SockOperation::Attempt SockOperation::accept(Ref& result) {
 SockOperation::Attempt SockOperation::connect(Ref& result) {
   ModuleState& state = loop_->state();
   os::SocketAddress address;
-  if (!literal_address(arguments_[0].get(), socket_family(state, sock_.get()), address)) {
+  // A descriptor that others made blocking waits for its peer, and its own method lets other
+  // threads run meanwhile.
+  if (!literal_address(arguments_[0].get(), socket_family(state, sock_.get()), address) ||
+      !os::is_non_blocking(fd_)) {
     return ask_socket(result);
   }
   if (PySys_Audit("socket.connect", "OO", sock_.get(), arguments_[0].get()) != 0) {

@@ -8,18 +8,29 @@ order, by the same methods of the loop; everything else is its own to do.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
 import socket
 import sys
-from asyncio import base_events, coroutines
-from collections.abc import Coroutine
+from asyncio import base_events
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ._loop import Loop
 
 _Connected = tuple[asyncio.Transport, asyncio.BaseProtocol]
+
+
+def _asyncios_own() -> Callable[..., Any] | None:
+    """asyncio's create_connection(), unless somebody had replaced it before this was imported."""
+    found = base_events.BaseEventLoop.create_connection
+    own = getattr(found, "__globals__", None) is vars(base_events)
+    return found if own else None
+
+
+_ASYNCIOS_OWN = _asyncios_own()
 
 
 async def _connect_to(loop: Loop, protocol_factory: Any, address: tuple[Any, ...]) -> _Connected:
@@ -31,7 +42,9 @@ async def _connect_to(loop: Loop, protocol_factory: Any, address: tuple[Any, ...
         await loop.sock_connect(sock, address)
     except BaseException:
         if sock is not None:
-            sock.close()
+            # Why it is not connected is what the caller is to learn.
+            with contextlib.suppress(OSError):
+                sock.close()
         raise
     create: Any = loop._create_connection_transport
     transport, protocol = await create(
@@ -47,20 +60,24 @@ _connect_to.__qualname__ = "BaseEventLoop.create_connection"
 class ConnectingLoop(asyncio.SelectorEventLoop):
     """The part of the loop that makes connections."""
 
-    @functools.wraps(base_events.BaseEventLoop.create_connection)
-    def create_connection(  # type: ignore[override]
-        self, *args: Any, **options: Any
-    ) -> Coroutine[Any, Any, _Connected]:
-        if len(args) == 3 and not options:
-            protocol_factory, host, port = args
-            loop: Any = self
-            address = loop._literal_destination(host, port)
-            if address is not None:
-                return _connect_to(loop, protocol_factory, address)
-        return super().create_connection(*args, **options)
-
-    # It is one to those who ask, as asyncio's is.
+    # On 3.11 nothing but an `async def` is a coroutine function to inspect, so asyncio's stays.
     if sys.version_info >= (3, 12):
-        inspect.markcoroutinefunction(create_connection)
-    else:
-        create_connection._is_coroutine = coroutines._is_coroutine  # type: ignore[attr-defined]
+
+        @inspect.markcoroutinefunction
+        @functools.wraps(base_events.BaseEventLoop.create_connection)
+        def create_connection(  # type: ignore[override]
+            self, *args: Any, **options: Any
+        ) -> Coroutine[Any, Any, _Connected]:
+            create = super().create_connection
+            if len(args) == 3 and not options and _is_asyncios_own(create):
+                protocol_factory, host, port = args
+                loop: Any = self
+                address = loop._literal_destination(host, port)
+                if address is not None:
+                    return _connect_to(loop, protocol_factory, address)
+            return create(*args, **options)
+
+
+def _is_asyncios_own(method: Any) -> bool:
+    function = getattr(method, "__func__", None)
+    return function is not None and function is _ASYNCIOS_OWN

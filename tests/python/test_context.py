@@ -178,6 +178,64 @@ def test_values_end_with_the_last_callback_that_could_see_them(loop: Any) -> Non
     assert ended() is None
 
 
+@pytest.mark.parametrize("how", ["kept", "raises", "sleeps"])
+def test_values_end_also_with_handles_that_are_kept(loop: Any, how: str) -> None:
+    """A later callback in another context must not be what ends them."""
+
+    class Value:
+        pass
+
+    def fail() -> None:
+        raise ValueError
+
+    objects: contextvars.ContextVar[Any] = contextvars.ContextVar("objects")
+    kept: list[Any] = []
+
+    async def sleep() -> None:
+        objects.set(Value())
+        ended.append(weakref.ref(objects.get()))
+        await asyncio.sleep(0.001)
+
+    ended: list[weakref.ref[Value]] = []
+    with reported(loop) as contexts:
+        if how == "sleeps":
+            loop.run_until_complete(sleep())
+        else:
+            value = Value()
+            ended.append(weakref.ref(value))
+            context = contextvars.copy_context()
+            context.run(objects.set, value)
+            callback = fail if how == "raises" else len
+            handle = context.run(loop.call_soon, callback, *(() if how == "raises" else ("",)))
+            if how == "kept":
+                kept.append(handle)
+            del value, context, handle
+            run_once(loop)
+            assert len(contexts) == (how == "raises")
+            contexts.clear()
+            kept.clear()
+    gc.collect()
+    assert ended[0]() is None
+
+
+def test_a_handle_that_is_run_by_hand_keeps_its_context(loop: Any) -> None:
+    handle = loop.call_soon(variable.set, "changed")
+    loop._ready.clear()
+    handle._run()
+    assert handle.get_context()[variable] == "changed"
+
+
+def test_contexts_that_differ_each_run_in_their_own(loop: Any) -> None:
+    seen: list[str] = []
+    for number in range(4):
+        for _ in range(1 + number % 2):
+            context_with(str(number)).run(
+                loop.call_soon, lambda: (seen.append(variable.get()), variable.set("changed"))
+            )
+    run_once(loop)
+    assert seen == ["0", "1", "1", "2", "3", "3"]
+
+
 def test_the_context_is_left_when_the_callback_raises(loop: Any) -> None:
     context = context_with("inside")
 

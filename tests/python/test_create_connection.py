@@ -647,6 +647,74 @@ def test_replaced_parsers_of_addresses_are_asked(
     support.compare(scenario)
 
 
+def test_asyncios_method_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards and tracers put themselves in its place, for every kind of host."""
+    original = asyncio.BaseEventLoop.create_connection
+
+    async def scenario(env: Env) -> None:
+        def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:
+            env.log("asked", args[1:2])
+            return original(self, *args, **kwargs)
+
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+            rec = Recorder()
+            with monkeypatch.context() as patch:
+                patch.setattr(asyncio.BaseEventLoop, "create_connection", guarded)
+                await env.loop.create_connection(lambda: rec, "127.0.0.1", port)
+            await close(rec)
+
+    support.compare(scenario)
+
+
+def test_overridden_beside_the_loop(loop_factory: Any) -> None:
+    asked: list[Any] = []
+
+    class Beside(asyncio.SelectorEventLoop):
+        async def create_connection(self, *args: Any, **kwargs: Any) -> Any:
+            asked.append(args[1])
+            return await super().create_connection(*args, **kwargs)
+
+    probe = loop_factory()
+    base = type(probe)
+    probe.close()
+    bases = (Beside,) if issubclass(Beside, base) else (base, Beside)
+    loop = type("Joined", bases, {})()
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            host, port = listener.getsockname()
+            rec = Recorder()
+            loop.run_until_complete(loop.create_connection(lambda: rec, host, port))
+            loop.run_until_complete(close(rec))
+    finally:
+        loop.close()
+    assert asked == ["127.0.0.1"]
+
+
+@pytest.mark.parametrize("error", [ConnectionRefusedError, asyncio.CancelledError])
+def test_a_socket_that_fails_to_close_does_not_hide_why(
+    run: Any, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    class Stubborn(socket.socket):
+        def close(self) -> None:
+            super().close()
+            raise OSError("on purpose")
+
+    async def main(env: Env) -> None:
+        async def connect(*args: Any) -> None:
+            raise error
+
+        env.loop.sock_connect = connect
+        # Not for asyncio's own sockets, which are closed when its loop is.
+        with monkeypatch.context() as patch, pytest.raises(error):
+            patch.setattr(socket, "socket", Stubborn)
+            await env.loop.create_connection(Recorder, "127.0.0.1", 9)
+
+    # Before 3.14 asyncio lets the one error take the other's place.
+    if sys.version_info >= (3, 14) or error is ConnectionRefusedError:
+        run(main)
+
+
 def test_refused_literal_host_leaves_nothing_behind(run: Any) -> None:
     async def main(env: Env) -> None:
         holder, port = support.refused_port()

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import support
-from parity import open_loop, outcome, plain, run_once, same_on_both
+from parity import open_loop, outcome, plain, reported, run_once, same_on_both
 
 
 @pytest.fixture
@@ -275,3 +275,12 @@ def test_time_spent_in_a_turn_is_not_charged_to_cancelled_handles(loop: Any) -> 
     started = time.perf_counter()
     run_once(loop)
     assert time.perf_counter() - started < 1.0 * support.TIME_SCALE
+
+
+def test_arguments_exchanged_through_asyncios_own_slot(loop_factory: support.LoopFactory) -> None:
+    """asyncio calls what it finds there; what is no tuple is an error on any loop, and no crash."""
+    with open_loop(loop_factory) as loop, reported(loop) as contexts:
+        handle = loop.call_soon(print, 1, 2, 3, 4)
+        asyncio.Handle._args.__set__(handle, 5)  # type: ignore[attr-defined]
+        run_once(loop)
+        assert len(contexts) == 1
