@@ -58,6 +58,10 @@ asan-python: ## Run the Python tests under AddressSanitizer and UndefinedBehavio
 asan-conformance: ## Run the interpreter's own asyncio tests with the sanitized extension
 	@scripts/sanitized.sh conformance "$(PYTHON)" $(CONFORMANCE_ARGS)
 
+.PHONY: asan-tls
+asan-tls: ## Run the TLS tests, ours and the interpreter's own, each way of doing TLS, with the sanitized extension
+	@scripts/sanitized.sh tls "$(PYTHON)" $(PYTEST_ARGS)
+
 .PHONY: tsan
 tsan: ## Run the engine's tests under ThreadSanitizer
 	@scripts/sanitized.sh core tsan $(JOBS)
