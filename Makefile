@@ -137,6 +137,14 @@ differential: ## Compare the loops on random scripts for ten minutes (DIFFERENTI
 	@scripts/venv.sh "$(PYTHON)" "$(VENV)"
 	$(RUN) tests/differential/run.py --seconds 600 $(DIFFERENTIAL_ARGS)
 
+.PHONY: differential-faults
+differential-faults: ## Random scripts while system calls fail, ten minutes: compared, then under hard faults
+	@scripts/venv.sh --define CPPLOOP_FAULTS=ON "$(PYTHON)" build/venvs/faults
+	build/venvs/faults/run build/venvs/faults/bin/python tests/differential/run.py --seconds 300 \
+	  --faults benign=0.1,pressure=0.1 $(DIFFERENTIAL_ARGS)
+	build/venvs/faults/run build/venvs/faults/bin/python tests/differential/run.py --seconds 300 \
+	  --faults benign=0.1,pressure=0.1,hard=0.02 $(DIFFERENTIAL_ARGS)
+
 # ROW=name measures one row with every loop; names, globs and families are welcome, too.
 ROW ?=
 # The rivals have wheels for 3.14; PYTHON= says otherwise.
