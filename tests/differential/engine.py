@@ -144,8 +144,8 @@ class End:
         self.transport: Any = None
         self.received = 0
         self.sum = Sum()
-        # Whether the script put buffers of its own in the place of the protocol's.
-        self.own_buffers = False
+        # Whether bytes may go into another buffer than the protocol's that is told of them.
+        self.other_buffers = "get_buffer" in run.script.get("reactions", {})
         self.losses = 0
         self.source = Source(0 if name == "a" else 250_000)
         self._labels = 0
@@ -206,7 +206,6 @@ class End:
         if then is None:
             return None
         what, value = then
-        self.own_buffers = self.own_buffers or what == "buffer"
         if what == "raise":
             raise EXCEPTIONS[value]()
         return bytearray(value) if what == "buffer" else value
@@ -334,8 +333,7 @@ class Run:
         found = []
         sources = [peer.source] if peer is not None else [end.source for end in reversed(ends)]
         for end, source in zip(ends, sources, strict=True):
-            # The bytes that went into a buffer of the script's are not seen.
-            if not end.own_buffers and not source.began_with(end.sum):
+            if not end.other_buffers and not source.began_with(end.sum):
                 found.append(f"{end.name} received what was not sent: {end.sum.value()}")
         if peer is not None and not ends[0].source.began_with(peer.received):
             found.append(f"the peer received what was not sent: {peer.received.value()}")
