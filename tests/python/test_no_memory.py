@@ -162,6 +162,122 @@ OPERATIONS = {
         def operate(_):
             factory().close()
         """,
+    "lost": """
+        def prepare():
+            far.shutdown(socket.SHUT_WR)
+            loop.stop()
+
+        def operate(_):
+            loop.run_forever()
+            loop.stop()
+            loop.run_forever()
+        """,
+    "close": """
+        def operate(_):
+            transport.write(b"the last bytes")
+            transport.close()
+            loop.stop()
+            loop.run_forever()
+        """,
+    "abort": """
+        def operate(_):
+            transport.abort()
+            loop.stop()
+            loop.run_forever()
+        """,
+    "buffered": """
+        class Buffered(asyncio.BufferedProtocol):
+            def __init__(self):
+                self.memory = bytearray(100)
+
+            def get_buffer(self, sizehint):
+                return self.memory
+
+        def prepare():
+            transport.set_protocol(Buffered())
+            far.send(b"some bytes")
+            loop.stop()
+
+        def operate(_):
+            loop.run_forever()
+        """,
+    "stream": """
+        def prepare():
+            near, other = socket.socketpair()
+            kept.append((loop.run_until_complete(asyncio.open_connection(sock=near))[1], other))
+            other.send(b"some bytes")
+            loop.stop()
+
+        def operate(_):
+            loop.run_forever()
+        """,
+    "set_protocol": """
+        def prepare():
+            return Protocol()
+
+        def operate(protocol):
+            transport.set_protocol(protocol)
+            transport.pause_reading()
+            transport.resume_reading()
+            transport.set_write_buffer_limits(100, 10)
+        """,
+    "pipes": """
+        def prepare():
+            pair = loop.run_until_complete(pipe_pair())
+            pair[1].write(b"some bytes")
+            loop.stop()
+            return pair
+
+        def operate(pair):
+            pair[1].write(bytes(1 << 20))
+            loop.run_forever()
+        """,
+    "pipe_transports": """
+        def prepare():
+            files = pipe_files()
+            kept.append(files)
+            return files
+
+        def operate(files):
+            loop._make_read_pipe_transport(files[0], Protocol())
+            loop._make_write_pipe_transport(files[1], Protocol())
+        """,
+    "sock_sendall": """
+        def prepare():
+            near, other = socket.socketpair()
+            near.setblocking(False)
+            kept.append((near, other))
+            return loop.sock_sendall(near, bytes(1 << 20))
+
+        def operate(sending):
+            try:
+                sending.send(None)
+            finally:
+                sending.close()
+        """,
+    "sock_accept": """
+        def prepare():
+            listener = socket.create_server(("127.0.0.1", 0))
+            listener.setblocking(False)
+            kept.append((listener, socket.create_connection(listener.getsockname())))
+            return loop.sock_accept(listener)
+
+        def operate(accepting):
+            with contextlib.suppress(StopIteration):
+                accepting.send(None)
+            accepting.close()
+        """,
+    "tls_lost": """
+        def prepare():
+            pair = loop.run_until_complete(tls_pair())
+            pair[0].close()
+            loop.stop()
+
+        def operate(_):
+            for _ in range(4):
+                loop.run_forever()
+                loop.stop()
+        """,
     "tls_turn": """
         def prepare():
             pair = loop.run_until_complete(tls_pair())
@@ -183,7 +299,7 @@ OPERATIONS = {
 }
 
 PROGRAM = """
-    import asyncio, contextlib, gc, socket, sys, tempfile, traceback, warnings
+    import asyncio, contextlib, gc, os, socket, sys, tempfile, traceback, warnings
     from pathlib import Path
     import _testcapi
 
@@ -216,6 +332,17 @@ PROGRAM = """
             Protocol, sock=near, ssl=client_tls, server_hostname="localhost"
         )
         (one, _), (two, _) = await asyncio.gather(connecting, accepting)
+        kept.append((one, two))
+        return one, two
+
+    def pipe_files():
+        reader, writer = os.pipe()
+        return os.fdopen(reader, "rb", 0), os.fdopen(writer, "wb", 0)
+
+    async def pipe_pair():
+        files = pipe_files()
+        one, _ = await loop.connect_read_pipe(Protocol, files[0])
+        two, _ = await loop.connect_write_pipe(Protocol, files[1])
         kept.append((one, two))
         return one, two
 
