@@ -363,7 +363,8 @@ PROGRAM = """
 
     def is_the_interpreters(exc):
         # Python code that catches a KeyError, as os.environ.get() does, may meet this in its place.
-        return isinstance(exc, SystemError) and str(exc) == "error return without exception set"
+        words = ("error return without exception set", "returned NULL without setting an exception")
+        return isinstance(exc, SystemError) and str(exc).endswith(words)
 
     def one(number):
         global loop, transport, far
