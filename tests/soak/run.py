@@ -13,6 +13,7 @@ again from the samples: `--json FILE --redraw --plot FILE`.
 from __future__ import annotations
 
 import argparse
+import array
 import asyncio
 import gc
 import json
@@ -23,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "python"))
@@ -69,14 +70,14 @@ def references() -> int:
 
 def sample(started: float) -> Sample:
     gc.collect()
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     return Sample(
         at_s=time.monotonic() - started,
         fds=len(os.listdir("/proc/self/fd")),
-        threads=int(fields["Threads"]),
+        threads=int(status["Threads"]),
         children=len(children),
-        rss_kib=int(fields["VmRSS"].split()[0]),
+        rss_kib=int(status["VmRSS"].split()[0]),
         blocks=sys.getallocatedblocks(),
         references=references(),
     )
@@ -92,7 +93,8 @@ async def repeat(soak: activities.Soak, name: str, end: float) -> None:
 
 
 async def run(soak: activities.Soak, names: list[str], seconds: float) -> list[Sample]:
-    samples = []
+    # As numbers in one piece of memory: kept as objects they would be what grows.
+    kept = array.array("d")
     started = time.monotonic()
     end = started + seconds
     async with asyncio.TaskGroup() as group:
@@ -100,8 +102,10 @@ async def run(soak: activities.Soak, names: list[str], seconds: float) -> list[S
             group.create_task(repeat(soak, name, end))
         while time.monotonic() < end:
             await asyncio.sleep(SAMPLE_S)
-            samples.append(sample(started))
-    return samples
+            kept.extend(astuple(sample(started)))
+    width = len(fields(Sample))
+    rows = (kept[at : at + width] for at in range(0, len(kept), width))
+    return [Sample(at_s, *map(int, rest)) for at_s, *rest in rows]
 
 
 def growth(samples: list[Sample]) -> list[str]:
