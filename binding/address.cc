@@ -10,10 +10,10 @@ namespace {
 
 [[nodiscard]] PyObject* unix_address(const os::SocketAddress& address) {
   const std::string_view name = os::unix_name(address);
-  const auto length = static_cast<Py_ssize_t>(name.size());
-  return !name.empty() && name.front() == '\0'
-             ? PyBytes_FromStringAndSize(name.data(), length)
-             : PyUnicode_DecodeFSDefaultAndSize(name.data(), length);
+  if (!name.empty() && name.front() == '\0') {
+    return PyBytes_FromStringAndSize(name.data(), static_cast<Py_ssize_t>(name.size()));
+  }
+  return PyUnicode_DecodeFSDefaultAndSize(name.data(), static_cast<Py_ssize_t>(name.size()));
 }
 
 }  // namespace
