@@ -58,6 +58,10 @@ asan-python: ## Run the Python tests under AddressSanitizer and UndefinedBehavio
 asan-conformance: ## Run the interpreter's own asyncio tests with the sanitized extension
 	@scripts/sanitized.sh conformance "$(PYTHON)" $(CONFORMANCE_ARGS)
 
+.PHONY: asan-tls
+asan-tls: ## Run the TLS tests, ours and the interpreter's own, each way of doing TLS, with the sanitized extension
+	@scripts/sanitized.sh tls "$(PYTHON)" $(PYTEST_ARGS)
+
 .PHONY: tsan
 tsan: ## Run the engine's tests under ThreadSanitizer
 	@scripts/sanitized.sh core tsan $(JOBS)
@@ -164,6 +168,14 @@ ring-stress: ## Cancelled connections under faults, the ring's own among them, o
 ring-soak: ## Run everything a loop does on io_uring (SOAK_ARGS=--short)
 	@scripts/venv.sh "$(PYTHON)" "$(VENV)"
 	$(ON_RING) "$(VENV)" tests/soak/run.py $(SOAK_ARGS)
+
+.PHONY: differential-faults
+differential-faults: ## Random scripts while system calls fail, ten minutes: compared, then under hard faults
+	@scripts/venv.sh --define CPPLOOP_FAULTS=ON "$(PYTHON)" build/venvs/faults
+	build/venvs/faults/run build/venvs/faults/bin/python tests/differential/run.py --seconds 300 \
+	  --faults benign=0.1,pressure=0.1 $(DIFFERENTIAL_ARGS)
+	build/venvs/faults/run build/venvs/faults/bin/python tests/differential/run.py --seconds 300 \
+	  --faults benign=0.1,pressure=0.1,hard=0.02 $(DIFFERENTIAL_ARGS)
 
 # ROW=name measures one row with every loop; names, globs and families are welcome, too.
 ROW ?=

@@ -1,28 +1,19 @@
 #include "binding/address.h"
 
-#include <arpa/inet.h>
-#include <sys/un.h>
-
-#include <algorithm>
-#include <cstddef>
 #include <cstring>
+#include <string_view>
+
+#include "core/os/address_text.h"
 
 namespace cpploop {
 namespace {
 
 [[nodiscard]] PyObject* unix_address(const os::SocketAddress& address) {
-  sockaddr_un name{};
-  std::memcpy(&name, &address.storage, sizeof(name));
-  const std::size_t prefix = offsetof(sockaddr_un, sun_path);
-  // Linux counts the terminator that a path of full length has no room for.
-  const std::size_t length =
-      address.length > prefix ? std::min(address.length - prefix, sizeof(name.sun_path)) : 0;
-  if (length > 0 && name.sun_path[0] == '\0') {
-    return PyBytes_FromStringAndSize(name.sun_path, static_cast<Py_ssize_t>(length));
+  const std::string_view name = os::unix_name(address);
+  if (!name.empty() && name.front() == '\0') {
+    return PyBytes_FromStringAndSize(name.data(), static_cast<Py_ssize_t>(name.size()));
   }
-  // A path that fills the whole array has no terminator.
-  const std::size_t path_length = ::strnlen(name.sun_path, length);
-  return PyUnicode_DecodeFSDefaultAndSize(name.sun_path, static_cast<Py_ssize_t>(path_length));
+  return PyUnicode_DecodeFSDefaultAndSize(name.data(), static_cast<Py_ssize_t>(name.size()));
 }
 
 }  // namespace
@@ -30,20 +21,13 @@ namespace {
 PyObject* address_object(const os::SocketAddress& address) {
   switch (address.family()) {
     case AF_INET: {
-      sockaddr_in name{};
-      std::memcpy(&name, &address.storage, sizeof(name));
-      char host[INET_ADDRSTRLEN];
-      ::inet_ntop(AF_INET, &name.sin_addr, host, sizeof(host));
-      return Py_BuildValue("(si)", host, static_cast<int>(ntohs(name.sin_port)));
+      const os::V4Text text = os::write_v4(address);
+      return Py_BuildValue("(si)", text.host, static_cast<int>(text.port));
     }
     case AF_INET6: {
-      sockaddr_in6 name{};
-      std::memcpy(&name, &address.storage, sizeof(name));
-      char host[INET6_ADDRSTRLEN];
-      ::inet_ntop(AF_INET6, &name.sin6_addr, host, sizeof(host));
-      return Py_BuildValue("(siII)", host, static_cast<int>(ntohs(name.sin6_port)),
-                           static_cast<unsigned>(ntohl(name.sin6_flowinfo)),
-                           static_cast<unsigned>(name.sin6_scope_id));
+      const os::V6Text text = os::write_v6(address);
+      return Py_BuildValue("(siII)", text.host, static_cast<int>(text.port),
+                           static_cast<unsigned>(text.flowinfo), static_cast<unsigned>(text.scope));
     }
     case AF_UNIX:
       return unix_address(address);
@@ -83,17 +67,9 @@ constexpr long long kScopeMax = 0xffffffff;
 [[nodiscard]] bool literal_v4(PyObject* tuple, os::SocketAddress& address) {
   const char* host = plain_host(PyTuple_GET_ITEM(tuple, 0));
   std::uint32_t port = 0;
-  sockaddr_in name{};
-  if (PyTuple_GET_SIZE(tuple) != 2 || host == nullptr ||
-      !plain_number(PyTuple_GET_ITEM(tuple, 1), kPortMax, port) ||
-      ::inet_pton(AF_INET, host, &name.sin_addr) != 1) {
-    return false;
-  }
-  name.sin_family = AF_INET;
-  name.sin_port = htons(static_cast<std::uint16_t>(port));
-  std::memcpy(&address.storage, &name, sizeof(name));
-  address.length = sizeof(name);
-  return true;
+  return PyTuple_GET_SIZE(tuple) == 2 && host != nullptr &&
+         plain_number(PyTuple_GET_ITEM(tuple, 1), kPortMax, port) &&
+         os::read_v4(host, static_cast<std::uint16_t>(port), address);
 }
 
 [[nodiscard]] bool literal_v6(PyObject* tuple, os::SocketAddress& address) {
@@ -102,20 +78,10 @@ constexpr long long kScopeMax = 0xffffffff;
   std::uint32_t port = 0;
   std::uint32_t flowinfo = 0;
   std::uint32_t scope = 0;
-  sockaddr_in6 name{};
-  if (size > 4 || host == nullptr || !plain_number(PyTuple_GET_ITEM(tuple, 1), kPortMax, port) ||
-      (size > 2 && !plain_number(PyTuple_GET_ITEM(tuple, 2), kFlowinfoMax, flowinfo)) ||
-      (size > 3 && !plain_number(PyTuple_GET_ITEM(tuple, 3), kScopeMax, scope)) ||
-      ::inet_pton(AF_INET6, host, &name.sin6_addr) != 1) {
-    return false;
-  }
-  name.sin6_family = AF_INET6;
-  name.sin6_port = htons(static_cast<std::uint16_t>(port));
-  name.sin6_flowinfo = htonl(flowinfo);
-  name.sin6_scope_id = scope;
-  std::memcpy(&address.storage, &name, sizeof(name));
-  address.length = sizeof(name);
-  return true;
+  return size <= 4 && host != nullptr && plain_number(PyTuple_GET_ITEM(tuple, 1), kPortMax, port) &&
+         (size <= 2 || plain_number(PyTuple_GET_ITEM(tuple, 2), kFlowinfoMax, flowinfo)) &&
+         (size <= 3 || plain_number(PyTuple_GET_ITEM(tuple, 3), kScopeMax, scope)) &&
+         os::read_v6(host, static_cast<std::uint16_t>(port), flowinfo, scope, address);
 }
 
 }  // namespace

@@ -8,6 +8,12 @@ last_failed=build/$preset/Testing/Temporary/LastTestsFailed.log
 rm -f "$last_failed"
 ctest --preset "$preset" -j "$jobs" 2>&1 | grep -vE '^ +Start +[0-9]+: '
 status=${PIPESTATUS[0]}
+# What the fuzz targets tried: under libFuzzer the seed and the runs, elsewhere the inputs replayed.
+awk '/^[0-9]+\/[0-9]+ Test(ing)?: fuzz\./ { name = $NF }
+  name != "" && /^INFO: Seed: / { seed = ", seed " $NF }
+  name != "" && /^Done [0-9]+ runs in / { print name ": " $2 " inputs" seed; name = seed = "" }
+  name != "" && /^[0-9]+ inputs replayed$/ { print name ": " $0; name = "" }
+' "build/$preset/Testing/Temporary/LastTest.log" 2>/dev/null
 if [[ $status != 0 && -e $last_failed ]]; then
   echo "failed:"
   sed 's/^[0-9]*:/  /' "$last_failed"

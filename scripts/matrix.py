@@ -6,9 +6,10 @@
     python scripts/matrix.py --out FILE        the table (default: docs/dev/matrix.md)
 
 For each Python: all Python tests, which take every way of doing TLS, and the interpreter's own
-asyncio tests with cpploop as the loop, those of TLS once for each way. Once, on the newest ordinary
-Python: the Python tests and asyncio's own under AddressSanitizer and UBSan. The engine's tests run
-plain, with ASan+UBSan and with TSan. What is not run keeps its rows in the table.
+asyncio tests with cpploop as the loop, those of TLS once for each way. The TLS tests of
+both kinds again under AddressSanitizer and UBSan, on each Python. Once, on the newest ordinary one:
+all Python tests and all of asyncio's own under these. The engine's tests run plain, with ASan+UBSan
+and with TSan. What is not run keeps its rows in the table.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ LOGS = REPO / "build" / "matrix-logs"
 TLS_PATHS = ("asyncio", "bio", "direct")
 FREE_THREADED = ("3.13t", "3.14t", "3.15t")
 COLUMNS = ("Python", "what", "outcome", "result", "s", "commit", "date")
+# In front of a Python's name: its TLS tests under sanitizers.
+SANITIZED = "asan-"
 PYTEST = ["-m", "pytest", "-q", "-n", "2", "--dist", "loadfile"]
 
 
@@ -140,14 +143,24 @@ def run_sanitized(matrix: Matrix) -> None:
     matrix.run("newest", "Python tests, ASan and UBSan", ["make", "asan-python"])
     what = "asyncio's own tests, ASan and UBSan"
     matrix.run("newest", what, ["make", "asan-conformance"])
-    suites = "--suite test_ssl --suite test_sslproto"
+
+
+def run_sanitized_tls(matrix: Matrix, name: str) -> None:
+    suites = ["--suite", "test_ssl", "--suite", "test_sslproto"]
     for path in TLS_PATHS:
         matrix.run(
-            "newest",
+            name,
             f"asyncio's own TLS tests, {path}, ASan and UBSan",
-            ["make", "asan-conformance", f"CONFORMANCE_ARGS={suites}"],
+            ["scripts/sanitized.sh", "conformance", name, *suites],
             CPPLOOP_TLS=path,
         )
+    files = sorted(str(path.relative_to(REPO)) for path in REPO.glob("tests/python/test_tls*.py"))
+    matrix.run(
+        name,
+        "TLS tests, ASan and UBSan",
+        ["scripts/sanitized.sh", "python", name, *PYTEST[2:], *files],
+        CPPLOOP_TESTS="cpploop",
+    )
 
 
 def kept_lines(out: Path, rows: list[Row]) -> list[str]:
@@ -210,18 +223,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", action="append", help="a Python, `engine` or `asan`")
+    parser.add_argument(
+        "--only",
+        action="append",
+        help="a Python, `engine`, `asan`, or `asan-` and a Python: its TLS",
+    )
     parser.add_argument("--out", type=Path, default=REPO / "docs" / "dev" / "matrix.md")
     parser.add_argument("--what", default="", help="a part of the name of what is to run")
     arguments = parser.parse_args()
     LOGS.mkdir(parents=True, exist_ok=True)
     matrix = Matrix(wanted=arguments.what)
-    wanted = arguments.only or ["engine", *pythons(), "asan"]
+    at_hand = pythons()
+    sanitized = [f"{SANITIZED}{name}" for name in at_hand]
+    wanted = arguments.only or ["engine", *at_hand, "asan", *sanitized]
     for name in wanted:
         if name == "engine":
             run_engine(matrix)
         elif name == "asan":
             run_sanitized(matrix)
+        elif name.startswith(SANITIZED):
+            run_sanitized_tls(matrix, name.removeprefix(SANITIZED))
         else:
             run_python(matrix, name)
         write(matrix, arguments.out, kept_lines(arguments.out, matrix.rows))

@@ -23,6 +23,7 @@ from peers import Source, Sum
 
 QUIET_TURNS = 6
 MAX_TURNS = 5000
+LOOP_TRIES = 20
 ENDLESS = "the script never comes to rest"
 EXCEPTIONS: dict[str, Callable[[], BaseException]] = {
     "ValueError": lambda: ValueError("raised by the script"),
@@ -41,6 +42,8 @@ class Result:
         self.trace: list[Any] = []
         self.bytes = 0
         self.broken: list[str] = []
+        # Bytes that were never sent to the one that got them, or not as the next ones.
+        self.foreign: list[str] = []
 
 
 def normalise(text: Any) -> str:
@@ -140,6 +143,9 @@ class End:
         self.trace: list[Any] = []
         self.transport: Any = None
         self.received = 0
+        self.sum = Sum()
+        # Whether bytes may go into another buffer than the protocol's that is told of them.
+        self.other_buffers = "get_buffer" in run.script.get("reactions", {})
         self.losses = 0
         self.source = Source(0 if name == "a" else 250_000)
         self._labels = 0
@@ -172,6 +178,7 @@ class End:
 
     def data(self, label: str, data: Any) -> Any:
         self.received += len(data)
+        self.sum.add(data)
         last = self.trace[-1] if self.trace else ()
         # Where a stream is cut is nobody's promise: what arrives in one go is one entry.
         if last[:2] == (label, "data"):
@@ -308,6 +315,7 @@ class Run:
             result.broken.append(f"{left} descriptors left open")
         if self.peer is not None:
             result.bytes += self.peer.received.size
+        result.foreign = self._foreign()
         traces = [end.lines() for end in self.ends.values()]
         if len(traces) == 1:
             result.trace = traces[0] + self.common
@@ -317,8 +325,22 @@ class Run:
             result.trace += [("both", "trace"), *self.common]
         return result
 
+    def _foreign(self) -> list[str]:
+        """A stream brings the beginning of what was sent, whatever ends it."""
+        ends, peer = list(self.ends.values()), self.peer
+        if self.script["kind"] in kinds.DATAGRAMS:
+            return []
+        found = []
+        sources = [peer.source] if peer is not None else [end.source for end in reversed(ends)]
+        for end, source in zip(ends, sources, strict=True):
+            if not end.other_buffers and not source.began_with(end.sum):
+                found.append(f"{end.name} received what was not sent: {end.sum.value()}")
+        if peer is not None and not ends[0].source.began_with(peer.received):
+            found.append(f"the peer received what was not sent: {peer.received.value()}")
+        return found
+
     def _whole(self, debug: bool) -> None:
-        self.loop = self.sizes.factory()
+        self.loop = self._new_loop()
         self.loop.set_debug(debug)
         self.loop.slow_callback_duration = 1e9
         self.loop.set_exception_handler(self._on_error)
@@ -335,6 +357,15 @@ class Run:
             if self.peer is not None:
                 self.peer.dispose()
             self.loop.close()
+
+    def _new_loop(self) -> Any:
+        for _ in range(LOOP_TRIES):
+            try:
+                return self.sizes.factory()
+            except OSError as exc:
+                # Under hard faults there may be no descriptor for it just then.
+                refused = exc
+        raise refused
 
     def _epilogue(self) -> None:
         """Everything comes to an end: what is queued goes out, then each end is closed."""

@@ -26,12 +26,21 @@ class Source:
     """A stream of bytes without repetition: what is lost, doubled or exchanged shows in its sum."""
 
     def __init__(self, start: int) -> None:
-        self._at = start
+        self._start = self._at = start
 
     def take(self, size: int) -> bytes:
         start = self._at % _BLOCK_SIZE
         self._at += size
         return _PATTERN[start : start + size]
+
+    def began_with(self, received: Sum) -> bool:
+        """Whether RECEIVED is the beginning of what was taken."""
+        taken = self._at - self._start
+        again = Source(self._start)
+        known = Sum()
+        while known.size < min(received.size, taken):
+            known.add(again.take(min(received.size - known.size, _BLOCK_SIZE)))
+        return known.value() == received.value()
 
 
 class Sum:

@@ -115,7 +115,11 @@ def main() -> int:
     parser.add_argument("--kind", default=",".join(kinds.KINDS), help="some of %(default)s")
     parser.add_argument("--replay", nargs="*", type=Path, help="only these saved scripts")
     parser.add_argument("--keep-going", action="store_true", help="search on after a difference")
-    parser.add_argument("--faults", metavar="benign=0.1,pressure=0.1", help="in the system calls")
+    parser.add_argument(
+        "--faults",
+        metavar="benign=0.1,pressure=0.1",
+        help="in the system calls; with hard=0.02, too, what breaks is looked at, not what differs",
+    )
     parser.add_argument("--plant", choices=FAULTS, help="search a loop with a planted fault")
     arguments = parser.parse_args()
     seed = random.randrange(1 << 32) if arguments.seed is None else arguments.seed

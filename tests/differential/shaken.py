@@ -29,13 +29,15 @@ class Rates:
 
     benign: float = 0.0
     pressure: float = 0.0
+    # Of these asyncio has none: what a script comes to then is judged by itself.
+    hard: float = 0.0
 
     @classmethod
     def parse(cls, text: str) -> Rates:
         """From "benign=0.1,pressure=0.05"."""
         pairs = (part.partition("=") for part in text.split(",") if part)
         rates = {name: float(value or 0.1) for name, _, value in pairs}
-        if unknown := rates.keys() - {"benign", "pressure"}:
+        if unknown := rates.keys() - {"benign", "pressure", "hard"}:
             raise ValueError(f"no such kind of fault: {', '.join(sorted(unknown))}")
         return cls(**rates)
 
@@ -52,7 +54,7 @@ def figures() -> dict[str, int]:
 @contextlib.contextmanager
 def of_cpploop(seed: int, rates: Rates) -> Iterator[None]:
     configure = _native._set_faults  # type: ignore[attr-defined]
-    configure(seed, rates.benign, rates.pressure)
+    configure(seed, rates.benign, rates.pressure, rates.hard)
     try:
         yield
     finally:

@@ -31,6 +31,8 @@ import tls_support
 # A test that hangs is killed by pytest-timeout; support.run's own time-out, which is shorter and
 # tells what was going on, normally comes first. The full lengths of the soak tests are minutes.
 CEILING_S = 240.0 if support.LONG else 60.0
+# The property of a test's report that holds what it measured.
+FIGURE = "figure"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -62,6 +64,25 @@ def pytest_collection_finish() -> None:
     """What exists by now stays: support.run collects twice per test and need not look at it."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What tests have measured, in any of the processes that ran them."""
+    lines = [
+        f"{report.nodeid.rpartition('::')[2]}: {value}"
+        for report in terminalreporter.stats.get("passed", [])
+        for name, value in report.user_properties
+        if name == FIGURE
+    ]
+    if lines:
+        terminalreporter.section("figures")
+        terminalreporter.write_line("\n".join(sorted(lines)))
+
+
+@pytest.fixture
+def figure(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Notes what a test has measured, for the end of the run's output."""
+    return functools.partial(record_property, FIGURE)
 
 
 def pytest_runtest_setup() -> None:

@@ -114,6 +114,30 @@ def tls_loops() -> list[str]:
     return names + [f"cpploop-{tier}" for tier in TLS_TIERS if forced in (None, "", tier)]
 
 
+@functools.cache
+def native_types() -> dict[str, type]:
+    """Every class of the extension module, exposed or not."""
+    if "cpploop" not in selected_loops():
+        return {}
+    try:
+        import cpploop  # noqa: F401  (its module defines the classes)
+    except ImportError:
+        return {}
+    found: dict[str, type] = {}
+    to_visit: list[type] = [object]
+    # By identity: some of typing's classes warn when they are compared.
+    seen: set[int] = set()
+    while to_visit:
+        for kind in type.__subclasses__(to_visit.pop()):
+            if id(kind) in seen:
+                continue
+            seen.add(id(kind))
+            to_visit.append(kind)
+            if kind.__module__ == "cpploop._native":
+                found[kind.__name__] = kind
+    return found
+
+
 def tls_contenders() -> list[str]:
     """What is compared with the oracle; the oracle itself when nothing else is selected."""
     return [name for name in tls_loops() if name != "asyncio"] or ["asyncio"]

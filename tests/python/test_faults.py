@@ -18,7 +18,7 @@ import os
 import random
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -567,3 +567,11 @@ def test_the_same_seed_brings_the_same_faults() -> None:
     once = some()
     assert once == some()
     assert len(once) > 20
+
+
+def test_what_this_file_has_injected(figure: Callable[[str], None]) -> None:
+    """Last in its file, and so in its process: the tests before have met faults."""
+    counted = native._fault_figures()
+    figure(", ".join(f"{name} {count:,}" for name, count in counted.items()))
+    figure(", ".join(f"{name} {count:,}" for name, count in native._ledger_figures().items()))
+    assert counted["calls"] > 0

@@ -263,32 +263,6 @@ async def make_trace(place: Place) -> Made:
 OURS_ALONE.add("trace")
 
 
-# --------------------------------------------------------------------------- the types there are
-
-
-def native_types() -> dict[str, type]:
-    """Every class of the extension module, exposed or not."""
-    if "cpploop" not in support.selected_loops():
-        return {}
-    try:
-        import cpploop  # noqa: F401  (its module defines the classes)
-    except ImportError:
-        return {}
-    found: dict[str, type] = {}
-    to_visit: list[type] = [object]
-    # By identity: some of typing's classes warn when they are compared.
-    seen: set[int] = set()
-    while to_visit:
-        for kind in type.__subclasses__(to_visit.pop()):
-            if id(kind) in seen:
-                continue
-            seen.add(id(kind))
-            to_visit.append(kind)
-            if kind.__module__ == "cpploop._native":
-                found[kind.__name__] = kind
-    return found
-
-
 def run_in(factory: support.LoopFactory, main: Coroutine[Any, Any, Any]) -> Any:
     with open_loop(factory) as loop:
         return loop.run_until_complete(main)
@@ -314,7 +288,7 @@ def quiet() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("type_name", sorted(native_types()))
+@pytest.mark.parametrize("type_name", sorted(support.native_types()))
 def test_the_type_has_a_case_that_makes_it(type_name: str, certs: support.Certificates) -> None:
     make = CASES.get(type_name.removesuffix("Base"))
     assert make is not None, f"no case of this file makes a {type_name}"
@@ -322,7 +296,7 @@ def test_the_type_has_a_case_that_makes_it(type_name: str, certs: support.Certif
 
     async def main() -> None:
         made = await make(Place(Thing(), certs, factory))
-        kind = native_types()[type_name]
+        kind = support.native_types()[type_name]
         assert issubclass(type(made.made), kind)
         # A heap type is among what its instances hold.
         assert type(made.made) in gc.get_referents(made.made)

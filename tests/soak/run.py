@@ -4,14 +4,16 @@
     python tests/soak/run.py --short               two minutes, for every push
     python tests/soak/run.py --only tls,udp --seconds 60 --loop asyncio
 
-Descriptors, threads, children, resident memory and allocated blocks are sampled all the time; when
-it ends, the last quarter of the run is compared with the second. Exits 1 when something grew or a
-wrong byte came back.
+Descriptors, threads, children, resident memory, allocated blocks and references to the loop and to
+the native types are sampled all the time; when it ends, the last quarter of the run is compared
+with the second. Exits 1 when something grew or a wrong byte came back. The picture can be drawn
+again from the samples: `--json FILE --redraw --plot FILE`.
 """
 
 from __future__ import annotations
 
 import argparse
+import array
 import asyncio
 import gc
 import json
@@ -22,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "python"))
@@ -41,6 +43,10 @@ RSS_GROWTH_MAX = 0.04
 RSS_SLACK_KIB = 2048
 BLOCKS_GROWTH_MAX = 0.02
 BLOCKS_SLACK = 2_000
+# Each instance of a heap type holds its type, and whatever waits holds its loop.
+REFERENCES_SLACK = 200
+# A curve has this many points at most: the samples of each are drawn as their median.
+POINTS_MAX = 240
 
 
 @dataclass
@@ -53,19 +59,27 @@ class Sample:
     children: int
     rss_kib: int
     blocks: int
+    references: int
+
+
+def references() -> int:
+    """Those to the running loop and to the native types, which every instance holds."""
+    kinds = support.native_types().values()
+    return sys.getrefcount(asyncio.get_running_loop()) + sum(map(sys.getrefcount, kinds))
 
 
 def sample(started: float) -> Sample:
     gc.collect()
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     return Sample(
         at_s=time.monotonic() - started,
         fds=len(os.listdir("/proc/self/fd")),
-        threads=int(fields["Threads"]),
+        threads=int(status["Threads"]),
         children=len(children),
-        rss_kib=int(fields["VmRSS"].split()[0]),
+        rss_kib=int(status["VmRSS"].split()[0]),
         blocks=sys.getallocatedblocks(),
+        references=references(),
     )
 
 
@@ -79,7 +93,8 @@ async def repeat(soak: activities.Soak, name: str, end: float) -> None:
 
 
 async def run(soak: activities.Soak, names: list[str], seconds: float) -> list[Sample]:
-    samples = []
+    # As numbers in one piece of memory: kept as objects they would be what grows.
+    kept = array.array("d")
     started = time.monotonic()
     end = started + seconds
     async with asyncio.TaskGroup() as group:
@@ -87,8 +102,10 @@ async def run(soak: activities.Soak, names: list[str], seconds: float) -> list[S
             group.create_task(repeat(soak, name, end))
         while time.monotonic() < end:
             await asyncio.sleep(SAMPLE_S)
-            samples.append(sample(started))
-    return samples
+            kept.extend(astuple(sample(started)))
+    width = len(fields(Sample))
+    rows = (kept[at : at + width] for at in range(0, len(kept), width))
+    return [Sample(at_s, *map(int, rest)) for at_s, *rest in rows]
 
 
 def growth(samples: list[Sample]) -> list[str]:
@@ -104,6 +121,7 @@ def growth(samples: list[Sample]) -> list[str]:
         ("descriptors", lambda s: s.fds, FDS_MAX),
         ("threads", lambda s: s.threads, THREADS_MAX),
         ("children", lambda s: s.children, THREADS_MAX),
+        ("references", lambda s: s.references, REFERENCES_SLACK),
     ):
         before, after = medians(value)
         if after > before + slack:
@@ -117,32 +135,66 @@ def growth(samples: list[Sample]) -> list[str]:
     return problems
 
 
-def plot(samples: list[Sample], path: Path) -> None:
-    """Each curve over time, scaled to its own maximum, as a picture that needs no library."""
-    width, height, margin = 900, 420, 40
-    curves = {"fds": "#1f77b4", "threads": "#ff7f0e", "rss_kib": "#2ca02c", "blocks": "#d62728"}
+def title_of(samples: list[Sample], loop: str) -> str:
+    version = ".".join(map(str, sys.version_info[:2]))
+    return f"Soak: {samples[-1].at_s / 60:.0f} minutes of everything at once on {loop}, {version}"
+
+
+# What is drawn: its name in a sample, in words, how much of it is one unit, its colour.
+CURVES = (
+    ("rss_kib", "resident memory, MiB", 1024, "#2ca02c"),
+    ("blocks", "allocated blocks, thousands", 1000, "#d62728"),
+    ("references", "references to the loop and the native types", 1, "#9467bd"),
+    ("fds", "open descriptors", 1, "#1f77b4"),
+    ("threads", "threads", 1, "#ff7f0e"),
+)
+
+
+def thinned(samples: list[Sample]) -> list[list[Sample]]:
+    """The samples in as many runs as a curve has points."""
+    step = max(1, -(-len(samples) // POINTS_MAX))
+    return [samples[start : start + step] for start in range(0, len(samples), step)]
+
+
+def plot(samples: list[Sample], path: Path, title: str) -> None:
+    """A panel for each curve, from nothing to its most, as a picture that needs no library."""
+    left, right, top, panel, gap = 60, 20, 44, 78, 34
+    width, height = 900, top + len(CURVES) * (panel + gap) + 16
     end = samples[-1].at_s
-    lines = []
-    for row, (name, colour) in enumerate(curves.items()):
-        values = [getattr(one, name) for one in samples]
-        top = max(values)
+    runs = thinned(samples)
+
+    def x(at_s: float) -> float:
+        return left + at_s / end * (width - left - right)
+
+    def text(x: float, y: float, words: str, style: str = "") -> str:
+        return f'<text x="{x:.0f}" y="{y:.0f}" {style}>{words}</text>'
+
+    drawn = [text(left, 22, title, 'font-size="15"')]
+    for row, (name, words, unit, colour) in enumerate(CURVES):
+        values = [statistics.median(getattr(one, name) for one in run) / unit for run in runs]
+        most = max(values)
+        above = top + row * (panel + gap)
+        below = above + panel
         points = " ".join(
-            f"{margin + one.at_s / end * (width - 2 * margin):.1f},"
-            f"{height - margin - value / top * (height - 2 * margin):.1f}"
-            for one, value in zip(samples, values, strict=True)
+            f"{x(run[0].at_s):.1f},{below - value / most * (panel - 18):.1f}"
+            for run, value in zip(runs, values, strict=True)
         )
-        lines.append(
-            f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" points="{points}"/>'
-        )
-        lines.append(
-            f'<text x="{margin + 190 * row}" y="20" fill="{colour}">{name}, max {top}</text>'
-        )
-    lines.append(f'<text x="{margin}" y="{height - 12}">0 to {end:.0f} s</text>')
+        axis = f"M{left} {above}V{below}H{width - right}"
+        drawn += [
+            f'<path d="{axis}" fill="none" stroke="#999"/>',
+            f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" points="{points}"/>',
+            text(left + 6, above + 10, words, f'fill="{colour}"'),
+            text(left - 6, below, "0", 'text-anchor="end"'),
+            text(left - 6, above + 22, f"{most:.0f}", 'text-anchor="end"'),
+        ]
+        for quarter in range(5):
+            at_s = end * quarter / 4
+            mark = f"{at_s / 60:.0f} min" if end >= 600 else f"{at_s:.0f} s"
+            drawn.append(text(x(at_s), below + 15, mark, 'text-anchor="middle" fill="#666"'))
     path.write_text(
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-        'font-family="sans-serif" font-size="13"><rect width="100%" height="100%" fill="white"/>'
-        + "".join(lines)
-        + "</svg>\n"
+        f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">'
+        '<rect width="100%" height="100%" fill="white"/>\n' + "\n".join(drawn) + "\n</svg>\n"
     )
 
 
@@ -157,7 +209,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--json", type=Path, help="every sample")
     parser.add_argument("--plot", type=Path, help="a picture (SVG)")
+    parser.add_argument("--redraw", action="store_true", help="the picture from --json's samples")
     options = parser.parse_args()
+    if options.redraw:
+        kept = [Sample(**one) for one in json.loads(options.json.read_text())]
+        plot(kept, options.plot, title_of(kept, options.loop))
+        return 0
     seconds = SHORT_S if options.short else options.seconds
     names = options.only.split(",") if options.only else list(activities.ACTIVITIES)
     for name in names:
@@ -186,7 +243,7 @@ def main() -> int:
     if options.json:
         options.json.write_text(json.dumps([asdict(one) for one in samples]))
     if options.plot:
-        plot(samples, options.plot)
+        plot(samples, options.plot, title_of(samples, options.loop))
     problems = growth(samples)
     problems += [f"nothing done: {name}" for name in names if not soak.done[name]]
     problems += [f"exception handler called: {text[:500]}" for text in reports[:5]]
