@@ -13,7 +13,7 @@ import functools
 import inspect
 import socket
 import sys
-from asyncio import base_events
+from asyncio import base_events, coroutines
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
@@ -60,22 +60,24 @@ _connect_to.__qualname__ = "BaseEventLoop.create_connection"
 class ConnectingLoop(asyncio.SelectorEventLoop):
     """The part of the loop that makes connections."""
 
-    # On 3.11 nothing but an `async def` is a coroutine function to inspect, so asyncio's stays.
-    if sys.version_info >= (3, 12):
+    @functools.wraps(base_events.BaseEventLoop.create_connection)
+    def create_connection(  # type: ignore[override]
+        self, *args: Any, **options: Any
+    ) -> Coroutine[Any, Any, _Connected]:
+        create = super().create_connection
+        if len(args) == 3 and not options and _is_asyncios_own(create):
+            protocol_factory, host, port = args
+            loop: Any = self
+            address = loop._literal_destination(host, port)
+            if address is not None:
+                return _connect_to(loop, protocol_factory, address)
+        return create(*args, **options)
 
-        @inspect.markcoroutinefunction
-        @functools.wraps(base_events.BaseEventLoop.create_connection)
-        def create_connection(  # type: ignore[override]
-            self, *args: Any, **options: Any
-        ) -> Coroutine[Any, Any, _Connected]:
-            create = super().create_connection
-            if len(args) == 3 and not options and _is_asyncios_own(create):
-                protocol_factory, host, port = args
-                loop: Any = self
-                address = loop._literal_destination(host, port)
-                if address is not None:
-                    return _connect_to(loop, protocol_factory, address)
-            return create(*args, **options)
+    # It is one to those who ask, as asyncio's is; on 3.11 only asyncio can be told.
+    if sys.version_info >= (3, 12):
+        inspect.markcoroutinefunction(create_connection)
+    else:
+        create_connection._is_coroutine = coroutines._is_coroutine  # type: ignore[attr-defined]
 
 
 def _is_asyncios_own(method: Any) -> bool:

@@ -387,6 +387,9 @@ PROGRAM = """
             error = exc
         finally:
             _testcapi.remove_mem_hooks()
+        if sys.version_info < (3, 12):
+            # asyncio allocates there to note that no loop runs any more, and may have failed to.
+            asyncio._set_running_loop(None)
         gc.enable()
         seen = [error, *(context.get("exception") for context in reports)]
         reports.clear()
