@@ -14,7 +14,7 @@ import inspect
 import socket
 import sys
 from asyncio import base_events, coroutines
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -60,24 +60,24 @@ _connect_to.__qualname__ = "BaseEventLoop.create_connection"
 class ConnectingLoop(asyncio.SelectorEventLoop):
     """The part of the loop that makes connections."""
 
-    @functools.wraps(base_events.BaseEventLoop.create_connection)
-    def create_connection(  # type: ignore[override]
-        self, *args: Any, **options: Any
-    ) -> Coroutine[Any, Any, _Connected]:
-        create = super().create_connection
-        if len(args) == 3 and not options and _is_asyncios_own(create):
-            protocol_factory, host, port = args
-            loop: Any = self
-            address = loop._literal_destination(host, port)
-            if address is not None:
-                return _connect_to(loop, protocol_factory, address)
-        return create(*args, **options)
+    # For type checkers it is asyncio's, whose types say more.
+    if not TYPE_CHECKING:
 
-    # It is one to those who ask, as asyncio's is; on 3.11 only asyncio can be told.
-    if sys.version_info >= (3, 12):
-        inspect.markcoroutinefunction(create_connection)
-    else:
-        create_connection._is_coroutine = coroutines._is_coroutine  # type: ignore[attr-defined]
+        @functools.wraps(base_events.BaseEventLoop.create_connection)
+        def create_connection(self, *args, **options):
+            create = super().create_connection
+            if len(args) == 3 and not options and _is_asyncios_own(create):
+                protocol_factory, host, port = args
+                address = self._literal_destination(host, port)
+                if address is not None:
+                    return _connect_to(self, protocol_factory, address)
+            return create(*args, **options)
+
+        # It is one to those who ask, as asyncio's is; on 3.11 only asyncio can be told.
+        if sys.version_info >= (3, 12):
+            inspect.markcoroutinefunction(create_connection)
+        else:
+            create_connection._is_coroutine = coroutines._is_coroutine
 
 
 def _is_asyncios_own(method: Any) -> bool:
