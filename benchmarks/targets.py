@@ -80,7 +80,7 @@ REASONS = {
     r"bulk_write": "loop and reader share a core and the lock: by chance the figure doubles",
     r"readline": "the same Python code on every loop",
     r"udp_echo": "a datagram is an object for its bytes and one for its address",
-    r"connect_close": "27 system calls for both ends; uvloop hands epoll_ctl to a ring and makes 22",
+    r"connect_close": "27 system calls for both ends; uvloop hands epoll_ctl to a ring: 22",
     r"spawn": "the child's own start",
     r"connection_memory": "contexts, a write queue, and asyncio's extra information",
     r"timer_memory": "a handle here is asyncio's, with its context and its place in the heap",
