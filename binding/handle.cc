@@ -644,7 +644,8 @@ struct HeldCall {
       return false;
     }
     const Ref result = call();
-    return (PyContext_Exit(context.get()) == 0) & static_cast<bool>(result);
+    const bool left = PyContext_Exit(context.get()) == 0;
+    return left && result;
   }
 };
 
