@@ -5,7 +5,7 @@
 namespace cpploop {
 
 bool WakeupInbox::post(const ReadyEntry& entry) {
-  const Lock lock(*this);
+  const auto locked = lock();
   if (closed_) {
     return false;
   }
@@ -16,7 +16,7 @@ bool WakeupInbox::post(const ReadyEntry& entry) {
 }
 
 void WakeupInbox::wake() noexcept {
-  const Lock lock(*this);
+  const auto locked = lock();
   woken_ = true;
   signal_if_armed();
 }
@@ -31,7 +31,7 @@ void WakeupInbox::signal_if_armed() noexcept {
 
 void WakeupInbox::drain_into(ReadyQueue& queue) {
   {
-    const Lock lock(*this);
+    const auto locked = lock();
     queue.reserve(posts_.size());
     posts_.swap(spare_);
     has_posts_.store(false, std::memory_order_relaxed);
@@ -43,7 +43,7 @@ void WakeupInbox::drain_into(ReadyQueue& queue) {
 }
 
 bool WakeupInbox::arm() noexcept {
-  const Lock lock(*this);
+  const auto locked = lock();
   if (!posts_.empty() || woken_) {
     woken_ = false;
     return false;
@@ -53,7 +53,7 @@ bool WakeupInbox::arm() noexcept {
 }
 
 void WakeupInbox::disarm() noexcept {
-  const Lock lock(*this);
+  const auto locked = lock();
   armed_ = false;
   woken_ = false;
 }
@@ -76,7 +76,7 @@ void WakeupInbox::abandon_after_fork() noexcept {
 }
 
 void WakeupInbox::close() noexcept {
-  const Lock lock(*this);
+  const auto locked = lock();
   closed_ = true;
   armed_ = false;
   wakeup_.close();

@@ -47,32 +47,16 @@ class WakeupInbox {
 
   template <typename Visitor>
   void for_each(Visitor visit) {
-    const Lock lock(*this);
+    const auto locked = lock();
     for (const ReadyEntry& entry : posts_) {
       visit(entry);
     }
   }
 
  private:
-  class Lock {
-   public:
-    explicit Lock(WakeupInbox& inbox) noexcept : mutex_(inbox.locking_ ? &inbox.mutex_ : nullptr) {
-      if (mutex_ != nullptr) {
-        mutex_->lock();
-      }
-    }
-    ~Lock() {
-      if (mutex_ != nullptr) {
-        mutex_->unlock();
-      }
-    }
-    Lock(const Lock&) = delete;
-    Lock& operator=(const Lock&) = delete;
-
-   private:
-    std::mutex* const mutex_;
-  };
-
+  [[nodiscard]] std::unique_lock<std::mutex> lock() noexcept {
+    return locking_ ? std::unique_lock(mutex_) : std::unique_lock(mutex_, std::defer_lock);
+  }
   void signal_if_armed() noexcept;
 
   std::mutex mutex_;
