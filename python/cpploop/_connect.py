@@ -14,23 +14,12 @@ import inspect
 import socket
 import sys
 from asyncio import base_events, coroutines
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ._loop import Loop
 
 _Connected = tuple[asyncio.Transport, asyncio.BaseProtocol]
-
-
-def _asyncios_own() -> Callable[..., Any] | None:
-    """asyncio's create_connection(), unless somebody had replaced it before this was imported."""
-    found = base_events.BaseEventLoop.create_connection
-    own = getattr(found, "__globals__", None) is vars(base_events)
-    return found if own else None
-
-
-_ASYNCIOS_OWN = _asyncios_own()
 
 
 async def _connect_to(loop: Loop, protocol_factory: Any, address: tuple[Any, ...]) -> _Connected:
@@ -81,5 +70,5 @@ class ConnectingLoop(asyncio.SelectorEventLoop):
 
 
 def _is_asyncios_own(method: Any) -> bool:
-    function = getattr(method, "__func__", None)
-    return function is not None and function is _ASYNCIOS_OWN
+    """Whether it is asyncio's code, and nobody's in its place, now or before this was imported."""
+    return getattr(method, "__globals__", None) is vars(base_events)
