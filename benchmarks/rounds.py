@@ -30,6 +30,11 @@ class Settings:
     repeated_seconds: float
     again: int  # How many rounds of a row may be made again when its control moved.
 
+    @property
+    def latency_seconds(self) -> float:
+        """As served_seconds, where the figure is a percentile."""
+        return self.served_seconds * TAIL_WINDOWS
+
 
 SETTINGS = {
     settings.name: settings
@@ -100,7 +105,7 @@ def missing_rounds(control: Mapping[int, float], made: int, settings: Settings) 
 
 def window_seconds(row: Row, settings: Settings) -> float:
     """How long the load generator measures."""
-    return settings.served_seconds * (TAIL_WINDOWS if row.measure.is_tail else 1)
+    return settings.latency_seconds if row.measure.is_tail else settings.served_seconds
 
 
 def cell_seconds(row: Row, settings: Settings) -> float:

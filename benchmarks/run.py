@@ -36,7 +36,6 @@ from catalogue import FAMILIES, ROWS, Probed, Repeated, Row, Served
 from loops import BASE, CONTROL, FLOOR, SUBJECT
 from rounds import (
     SETTINGS,
-    TAIL_WINDOWS,
     Settings,
     choose,
     expected_seconds,
@@ -233,7 +232,7 @@ def facts_of(options: argparse.Namespace, settings: Settings, found: Probes) -> 
             "set": settings.name,
             "rounds": settings.rounds,
             "served_seconds": settings.served_seconds,
-            "latency_seconds": settings.served_seconds * TAIL_WINDOWS,
+            "latency_seconds": settings.latency_seconds,
             "repeated_seconds": settings.repeated_seconds,
             "warmup": settings.warmup,
             "server_cpu": options.server_cpu,
