@@ -200,14 +200,13 @@ TEST(FaultsTest, ADatagramIsNeverCut) {
 
 // The ring's operations.
 
-class RingFaultsTest : public ::testing::Test {
+class RingFaultsTest : public testing::RingEngineTest {
  protected:
   void SetUp() override {
-    if (const std::string refusal = io_uring_refusal(); !refusal.empty()) {
-      GTEST_SKIP() << "no io_uring here, " << refusal;
+    RingEngineTest::SetUp();
+    if (engine_ == nullptr) {
+      return;
     }
-    engine_ = std::make_unique<Engine>(host_, BackendChoice::io_uring);
-    ASSERT_STREQ(engine_->backend().name(), "io_uring");
     SocketPair pair = socket_pair();
     near_ = std::make_unique<testing::StreamOwner>(*engine_, std::move(pair.near_end));
     far_ = std::make_unique<testing::StreamOwner>(*engine_, std::move(pair.far_end));
@@ -217,9 +216,7 @@ class RingFaultsTest : public ::testing::Test {
   void TearDown() override {
     near_.reset();
     far_.reset();
-    if (engine_ != nullptr) {
-      engine_->close();
-    }
+    RingEngineTest::TearDown();
   }
   void turn_until(const std::function<bool()>& done) {
     const std::int64_t until = monotonic_now_ns() + 10'000'000'000;
@@ -235,8 +232,7 @@ class RingFaultsTest : public ::testing::Test {
       const std::string message = "message " + std::to_string(i) + ";";
       sent += message;
       for (testing::StreamOwner* owner : {near_.get(), far_.get()}) {
-        engine_->push_ready(
-            ReadyEntry::of_token(host_.make([owner, message] { owner->write(message); })));
+        call_soon([owner, message] { owner->write(message); });
       }
       turn_until([&] { return near_->received.size() >= sent.size() / 2; });
     }
@@ -245,8 +241,6 @@ class RingFaultsTest : public ::testing::Test {
     EXPECT_EQ(far_->received, sent);
   }
 
-  TestHost host_;
-  std::unique_ptr<Engine> engine_;
   std::unique_ptr<testing::StreamOwner> near_;
   std::unique_ptr<testing::StreamOwner> far_;
 };

@@ -574,14 +574,13 @@ TEST_F(IoUringBackendTest, ClosingEndsEverythingUnderWay) {
 
 // The whole of it, below a stream socket: several callbacks of one turn write, and the engine sends
 // it all with its wait.
-class IoUringEngineTest : public ::testing::Test {
+class IoUringEngineTest : public testing::RingEngineTest {
  protected:
   void SetUp() override {
-    if (const std::string refusal = io_uring_refusal(); !refusal.empty()) {
-      GTEST_SKIP() << "no io_uring here, " << refusal;
+    RingEngineTest::SetUp();
+    if (engine_ == nullptr) {
+      return;
     }
-    engine_ = std::make_unique<Engine>(host_, BackendChoice::io_uring);
-    ASSERT_STREQ(engine_->backend().name(), "io_uring");
     int ends[2];
     ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, ends), 0);
     owner_ = std::make_unique<testing::StreamOwner>(*engine_, UniqueFd(ends[0]));
@@ -595,12 +594,7 @@ class IoUringEngineTest : public ::testing::Test {
   }
   void TearDown() override {
     owner_.reset();
-    if (engine_ != nullptr) {
-      engine_->close();
-    }
-  }
-  void call_soon(std::function<void()> function) {
-    engine_->push_ready(ReadyEntry::of_token(host_.make(std::move(function))));
+    RingEngineTest::TearDown();
   }
   [[nodiscard]] std::string far_gets() {
     std::string bytes(1 << 20, '\0');
@@ -608,8 +602,6 @@ class IoUringEngineTest : public ::testing::Test {
     return bytes.substr(0, static_cast<std::size_t>(std::max<ssize_t>(count, 0)));
   }
 
-  testing::TestHost host_;
-  std::unique_ptr<Engine> engine_;
   std::unique_ptr<testing::StreamOwner> owner_;
   UniqueFd far_;
 };

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/backend/choice.h"
 #include "core/backend/scripted_backend.h"
 #include "core/engine.h"
 #include "core/net/stream_socket.h"
@@ -287,6 +288,29 @@ class StreamOwner : public StreamEvents {
       abort();
     }
   }
+};
+
+// An engine on the ring. Where there is none the test is skipped, and `engine_` stays null.
+class RingEngineTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (const std::string refusal = io_uring_refusal(); !refusal.empty()) {
+      GTEST_SKIP() << "no io_uring here, " << refusal;
+    }
+    engine_ = std::make_unique<Engine>(host_, BackendChoice::io_uring);
+    ASSERT_STREQ(engine_->backend().name(), "io_uring");
+  }
+  void TearDown() override {
+    if (engine_ != nullptr) {
+      engine_->close();
+    }
+  }
+  void call_soon(std::function<void()> function) {
+    engine_->push_ready(ReadyEntry::of_token(host_.make(std::move(function))));
+  }
+
+  TestHost host_;
+  std::unique_ptr<Engine> engine_;
 };
 
 }  // namespace cpploop::testing
