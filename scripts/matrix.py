@@ -1,6 +1,6 @@
 """Runs everything that must hold, on every Python at hand, and writes what came of it.
 
-    python scripts/matrix.py                   the whole matrix; about an hour
+    python scripts/matrix.py                   the whole matrix; some hours, most of them ASan's
     python scripts/matrix.py --only 3.13t      one Python
     python scripts/matrix.py --what TLS        only what has this in its name
     python scripts/matrix.py --out FILE        the table (default: docs/dev/matrix.md)
