@@ -231,9 +231,7 @@ int IoUringBackend::change_now(Channel& channel) noexcept {
   if (!channel.wants(kWantWritable)) {
     cancel(*line, Op::poll_out);
   }
-  if (ring_->unsubmitted() != 0) {
-    (void)ring_->submit();
-  }
+  submit_all();
   return 0;
 }
 
@@ -251,7 +249,10 @@ void IoUringBackend::forget(Channel& channel) noexcept {
       // Nothing is under way.
     } else if (on_own_thread()) {
       cancel_all(*line);
-      (void)ring_->submit();
+      submit_all();
+      if (ring_->unsubmitted() != 0 || (line->armed & ~line->cancelled) != 0) {
+        move_to_this_thread();  // They end with the ring that they are in.
+      }
     } else if (waiting_) {
       orphan(*line);
     } else {
@@ -264,7 +265,13 @@ void IoUringBackend::forget(Channel& channel) noexcept {
 
 // ---- telling the kernel ----
 
-void IoUringBackend::make_room() noexcept { (void)ring_->submit(); }
+// A call that fails, interrupted or short of memory for the moment, leaves the queue as it was.
+void IoUringBackend::submit_all() noexcept {
+  constexpr int kTries = 8;
+  for (int i = 0; i < kTries && ring_->unsubmitted() != 0; ++i) {
+    (void)ring_->submit();
+  }
+}
 
 void IoUringBackend::arm(const Channel& channel, Line& line, Op op) noexcept {
   if ((line.armed & bit(op)) != 0) {
@@ -277,7 +284,7 @@ void IoUringBackend::arm(const Channel& channel, Line& line, Op op) noexcept {
   };
   bool prepared = prepare();
   if (!prepared) {
-    make_room();
+    submit_all();
     prepared = prepare();
   }
   if (prepared) {
@@ -292,7 +299,7 @@ void IoUringBackend::cancel(Line& line, Op op) noexcept {
   }
   const std::uint64_t target = pack(line.id, op);
   if (!ring_->cancel(target, pack(kNobody, Op::cancel))) {
-    make_room();
+    submit_all();
     if (!ring_->cancel(target, pack(kNobody, Op::cancel))) {
       return;
     }
@@ -444,7 +451,7 @@ bool IoUringBackend::prepare_send(Channel& channel) noexcept {
     return ring_->send_message(channel.fd, &message, user_data);
   };
   if (!prepare()) {
-    make_room();
+    submit_all();
     if (!prepare()) {
       return false;
     }
@@ -612,9 +619,7 @@ IoResult IoUringBackend::wait_in_ring(std::int64_t timeout_ns) noexcept {
     result = ring_->submit();
   }
   // What the kernel left in the queue would be read after its memory is gone.
-  for (int i = 0; i < 3 && ring_->unsubmitted() != 0; ++i) {
-    (void)ring_->submit();
-  }
+  submit_all();
   if (!result.ok() && result.error != EINTR) {
     refused_ = true;  // Sends are settled first; the next collect() goes on with epoll.
     return IoResult::success(0);

@@ -111,7 +111,7 @@ class IoUringBackend final : public EpollBackend {
   void cancel(Line& line, Op op) noexcept;
   void cancel_all(Line& line) noexcept;
   void orphan(const Line& line) noexcept;
-  void make_room() noexcept;
+  void submit_all() noexcept;
   void arm_own_polls() noexcept;
   // Where to wait: true for the set. Has the ring give notice to the set, and ends that.
   [[nodiscard]] bool choose_set() noexcept;

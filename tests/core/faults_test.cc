@@ -6,6 +6,8 @@
 
 #include <arpa/inet.h>
 #include <gtest/gtest.h>
+#include <poll.h>
+#include <sys/socket.h>
 
 #include <array>
 #include <cerrno>
@@ -276,6 +278,36 @@ TEST_F(RingFaultsTest, StandingReceiveThatFindsNoBuffersIsBegunAgain) {
     }
   }
   talk(20);
+}
+
+// What a standing operation still holds would keep the connection open for the peer.
+TEST_F(RingFaultsTest, PeerSeesTheEndAtOnceThoughCallsFailForAWhile) {
+  for (std::uint64_t seed = 1; seed <= 50; ++seed) {
+    const Faults faults(Rates{{kMillion / 5, 0, 0}}, seed);
+    SocketPair pair = socket_pair();
+    testing::StreamOwner owner(*engine_, std::move(pair.near_end));
+    owner.socket->start_reading();
+    engine_->push_ready(ReadyEntry::of_token(host_.make([] {})));
+    ASSERT_EQ(engine_->turn(), 0);
+    owner.socket.reset();
+    char byte = 0;
+    EXPECT_EQ(::recv(pair.far_end.get(), &byte, 1, MSG_DONTWAIT), 0) << "seed " << seed;
+  }
+}
+
+TEST_F(RingFaultsTest, PeerSeesTheEndThoughTheRingTakesNoCalls) {
+  SocketPair pair = socket_pair();
+  testing::StreamOwner owner(*engine_, std::move(pair.near_end));
+  owner.socket->start_reading();
+  engine_->push_ready(ReadyEntry::of_token(host_.make([] {})));
+  ASSERT_EQ(engine_->turn(), 0);
+  const Refusal refusal("io_uring_enter", EAGAIN);
+  owner.socket.reset();
+  // The kernel ends a ring's operations behind the back of who gave it up.
+  pollfd end{pair.far_end.get(), POLLIN, 0};
+  ASSERT_EQ(::poll(&end, 1, 10'000), 1);
+  char byte = 0;
+  EXPECT_EQ(::recv(pair.far_end.get(), &byte, 1, MSG_DONTWAIT), 0);
 }
 
 // A kernel before 6.1: each send reports, and none says how much went out before it failed.

@@ -2,8 +2,8 @@
 
 cpploop's are those of a build with CPPLOOP_FAULTS (docs/dev/stress.md). asyncio gets the like from
 here: its sockets, its pipes and its selector answer that nothing is there, bring less than there
-is, or take less than they could. A script that comes out differently on such an asyncio tells
-nothing under faults.
+is, take less than they could, or tell of what is not there. A script that comes out differently on
+such an asyncio tells nothing under faults.
 """
 
 from __future__ import annotations
@@ -155,19 +155,27 @@ def of_asyncio(seed: int, rates: Rates) -> Iterator[None]:
     shaker = _Shaker(seed, rates)
     select = selectors.EpollSelector.select
 
-    def fewer(self: Any, timeout: float | None = None) -> Any:
-        if shaker.random.random() < rates.benign:
-            if shaker.random.random() < 0.5:
-                return []
-            return select(self, timeout)[:1]
-        return select(self, timeout)
+    def otherwise(self: Any, timeout: float | None = None) -> Any:
+        if shaker.random.random() >= rates.benign:
+            return select(self, timeout)
+        way = shaker.random.randrange(4)
+        if way < 2:
+            return []
+        found = select(self, timeout)
+        if way == 2:
+            return found[:1]
+        # What has nothing to read: the polls of a ring may say so of it, too.
+        told = {key.fd for key, _ in found}
+        reading = selectors.EVENT_READ
+        keys = [k for k in self.get_map().values() if k.events & reading and k.fd not in told]
+        return found + [(key, reading) for key in keys if shaker.random.random() < 0.5]
 
     methods = _socket_methods(shaker)
     for name, method in methods.items():
         setattr(socket.socket, name, method)
     unix: Any = unix_events
     unix.os = _Os(shaker)
-    selectors.EpollSelector.select = fewer  # type: ignore[method-assign, assignment]
+    selectors.EpollSelector.select = otherwise  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

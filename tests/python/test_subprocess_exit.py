@@ -506,7 +506,7 @@ def test_close_finds_the_end_first(run: Any) -> None:
 
 
 CLOSED_LOOP = """
-    import asyncio, gc, logging, os, re, signal, subprocess, sys, time, warnings
+    import asyncio, gc, logging, os, re, signal, subprocess, sys, threading, time, warnings
     import support
     if "WAY" == "cpploop-threads":
         from cpploop import _processes
@@ -560,6 +560,10 @@ def test_loop_closed_with_a_living_child(way: str, kept: bool) -> None:
         subprocess.Popen(["true"]).wait()
         time.sleep(0.01)
     print("children", support.living_children())
+    # Whoever waited in a thread says so a moment after the child is gone.
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread():
+            thread.join(5 * support.TIME_SCALE)
     for line in lines:
         if "Loop <" in line:
             line = "Loop … that handles" + line.split("that handles")[1].split()[0] + " is closed"
