@@ -781,8 +781,9 @@ bool add_handle_types(PyObject* module, ModuleState& state) {
     return false;
   }
   Ref handle_base = Ref::steal(PyObject_GetAttrString(events.get(), "Handle"));
-  Ref timer_base = Ref::steal(PyObject_GetAttrString(events.get(), "TimerHandle"));
-  if (!handle_base || !timer_base || !layout_fits(handle_base.get(), timer_base.get())) {
+  Ref timer_base =
+      handle_base ? Ref::steal(PyObject_GetAttrString(events.get(), "TimerHandle")) : Ref();
+  if (!timer_base || !layout_fits(handle_base.get(), timer_base.get())) {
     return false;
   }
   state.shares_contexts = can_share_contexts();

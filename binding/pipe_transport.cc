@@ -75,10 +75,11 @@ bool PipeTransport::schedule_start(const PipeSpec& spec, bool watches) {
   loop_->hold(self_);
   if (watches) {
     Ref add = Ref::steal(PyObject_GetAttr(self_, state.str__add_reader));
-    Ref number = Ref::steal(PyLong_FromLong(fd_));
-    Ref ready = Ref::steal(PyObject_GetAttr(self_, state.str__read_ready));
+    // Not called with an error pending: a look-up that misses the cache would take it for its own.
+    Ref ready = add ? Ref::steal(PyObject_GetAttr(self_, state.str__read_ready)) : Ref();
+    Ref number = ready ? Ref::steal(PyLong_FromLong(fd_)) : Ref();
     PyObject* arguments[] = {number.get(), ready.get()};
-    if (!add || !number || !ready || !loop_->schedule(add.get(), arguments, 2, nullptr)) {
+    if (!number || !loop_->schedule(add.get(), arguments, 2, nullptr)) {
       return false;
     }
   }

@@ -124,11 +124,11 @@ using py::Ref;
 
 bool import_sockets(ModuleState& state) {
   Ref module = Ref::steal(PyImport_ImportModule("socket"));
-  Ref native_module = Ref::steal(PyImport_ImportModule("_socket"));
-  Ref type = module ? Ref::steal(PyObject_GetAttr(module.get(), state.str_socket)) : Ref();
+  Ref native_module = module ? Ref::steal(PyImport_ImportModule("_socket")) : Ref();
+  Ref type = native_module ? Ref::steal(PyObject_GetAttr(module.get(), state.str_socket)) : Ref();
   Ref native_type =
-      native_module ? Ref::steal(PyObject_GetAttr(native_module.get(), state.str_socket)) : Ref();
-  if (!type || !native_type || !PyType_Check(type.get())) {
+      type ? Ref::steal(PyObject_GetAttr(native_module.get(), state.str_socket)) : Ref();
+  if (!native_type || !PyType_Check(type.get())) {
     return false;
   }
   for (int i = 0; i < kSocketMemberCount; ++i) {

@@ -113,8 +113,8 @@ StreamFeed::Outcome StreamFeed::feed(ModuleState& state, const char* data, std::
     return Outcome::ordinary;
   }
   Ref ended = Ref::steal(PyObject_GetAttr(reader.get(), state.str__eof));
-  Ref buffer = Ref::steal(PyObject_GetAttr(reader.get(), state.str__buffer));
-  if (!ended || !buffer || ended.get() != Py_False || !PyByteArray_CheckExact(buffer.get())) {
+  Ref buffer = ended ? Ref::steal(PyObject_GetAttr(reader.get(), state.str__buffer)) : Ref();
+  if (!buffer || ended.get() != Py_False || !PyByteArray_CheckExact(buffer.get())) {
     PyErr_Clear();
     return Outcome::ordinary;
   }

@@ -19,8 +19,9 @@ bool schedule_opening(Loop& loop, PyObject* transport, PyObject* protocol, PyObj
                       PyObject* context) {
   ModuleState& state = loop.state();
   Ref connection_made = Ref::steal(PyObject_GetAttr(protocol, state.str_connection_made));
-  Ref start = Ref::steal(PyObject_GetAttr(transport, state.str__start_reading));
-  return connection_made && start && loop.schedule(connection_made.get(), &transport, 1, context) &&
+  Ref start =
+      connection_made ? Ref::steal(PyObject_GetAttr(transport, state.str__start_reading)) : Ref();
+  return start && loop.schedule(connection_made.get(), &transport, 1, context) &&
          loop.schedule(start.get(), nullptr, 0, context) && schedule_waiter(loop, waiter, context);
 }
 
