@@ -14,29 +14,17 @@ using py::Ref;
   return reinterpret_cast<PyTypeObject*>(object);
 }
 
-// Whether an instance has nothing of this name of its own. Errors count as "it has".
-[[nodiscard]] bool lacks_own(PyObject* dict, PyObject* name) {
-  const int found = PyDict_Contains(dict, name);
-  if (found < 0) {
+// Whether an object's method is asyncio's, neither its own nor replaced in the class. It is asked for
+// the method and not for its __dict__: an instance that has been asked for that keeps its attributes
+// in a dictionary from then on, and every access to one of them is slower.
+[[nodiscard]] bool method_is(PyObject* object, PyObject* name, PyObject* original) {
+  Ref method = Ref::steal(PyObject_GetAttr(object, name));
+  if (!method) {
     PyErr_Clear();
+    return false;
   }
-  return found == 0;
-}
-
-[[nodiscard]] bool class_has(PyObject* type, PyObject* name, PyObject* original) {
-  Ref current = Ref::steal(PyObject_GetAttr(type, name));
-  if (!current) {
-    PyErr_Clear();
-  }
-  return current.get() == original;
-}
-
-[[nodiscard]] Ref instance_dict(PyObject* object) {
-  Ref dict = Ref::steal(PyObject_GenericGetDict(object, nullptr));
-  if (!dict) {
-    PyErr_Clear();
-  }
-  return dict;
+  return PyMethod_Check(method.get()) && PyMethod_GET_SELF(method.get()) == object &&
+         PyMethod_GET_FUNCTION(method.get()) == original;
 }
 
 // How many bytes make a reader pause its transport: twice its limit. Looked at once, because only
@@ -61,19 +49,12 @@ bool StreamFeed::attach(ModuleState& state, PyObject* protocol) {
   }
   Ref reference = Ref::steal(PyObject_GetAttr(protocol, state.str__stream_reader_wr));
   Ref reader = reference ? py::referent(reference.get()) : Ref();
-  Ref protocol_dict = instance_dict(protocol);
-  Ref reader_dict = reader ? instance_dict(reader.get()) : Ref();
   PyErr_Clear();
   const bool plain =
-      reader && protocol_dict && reader_dict &&
-      Py_IS_TYPE(reader.get(), as_type(state.stream_reader_type)) &&
-      lacks_own(protocol_dict.get(), state.str_data_received) &&
-      lacks_own(reader_dict.get(), state.str_feed_data) &&
-      lacks_own(reader_dict.get(), state.str__wakeup_waiter) &&
-      class_has(state.stream_reader_protocol_type, state.str_data_received,
-                state.original_data_received) &&
-      class_has(state.stream_reader_type, state.str_feed_data, state.original_feed_data) &&
-      class_has(state.stream_reader_type, state.str__wakeup_waiter, state.original_wakeup_waiter);
+      reader && Py_IS_TYPE(reader.get(), as_type(state.stream_reader_type)) &&
+      method_is(protocol, state.str_data_received, state.original_data_received) &&
+      method_is(reader.get(), state.str_feed_data, state.original_feed_data) &&
+      method_is(reader.get(), state.str__wakeup_waiter, state.original_wakeup_waiter);
   if (!plain) {
     return false;
   }

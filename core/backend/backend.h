@@ -128,8 +128,10 @@ struct Channel {
   bool send_due = false;        // In the list of sends of the next poll; the backend's own.
   bool edge = false;            // The kernel tells of what is new alone; the backend's own.
   bool resting = false;         // Registered so, and wanted by nobody now; the backend's own.
+  bool accepts_one = false;     // Connections come one by one; the backend's own.
   // Accepts at most per delivery; datagrams at most per system call.
   std::uint16_t batch = 0;
+  std::uint16_t accepted_in = 0;  // The poll of the last accepts, as far as it fits in here.
   ChannelId id{};
   // The poll in which reading or writing was last asked for: events of that same poll belong to an
   // earlier registration and are dropped.

@@ -202,7 +202,15 @@ void ReadinessBackend::accept(Channel& channel) {
   auto* sink = static_cast<AcceptSink*>(channel.sink);
   const int fd = channel.fd;
   const ChannelId id = channel.id;
-  for (int i = channel.batch; i > 0; --i) {
+  // Asking for a connection that is not there costs the kernel as much as one that is. Where they
+  // come one by one only one is asked for; what is behind it the next poll tells, and then there
+  // are several.
+  const auto now = static_cast<std::uint16_t>(polls_);
+  const bool again = now == static_cast<std::uint16_t>(channel.accepted_in + 1);
+  channel.accepts_one = channel.accepts_one && !again;
+  channel.accepted_in = now;
+  const int batch = channel.accepts_one ? 1 : channel.batch;
+  for (int i = 0; i < batch; ++i) {
     os::SocketAddress peer;
     const IoResult result = os::accept(fd, peer);
     if (result.ok()) {
@@ -215,7 +223,9 @@ void ReadinessBackend::accept(Channel& channel) {
     if (result.error == ECONNABORTED) {
       continue;  // The peer gave up before it was accepted; others may be waiting behind it.
     }
-    if (!result.would_block()) {
+    if (result.would_block()) {
+      channel.accepts_one = i == 1;
+    } else {
       sink->on_accept_error(result.error);
     }
     return;

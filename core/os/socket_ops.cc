@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -57,6 +58,15 @@ std::atomic<bool> g_has_accept4{true};
 }
 
 }  // namespace
+
+bool SocketAddress::is_loopback() const noexcept {
+  if (family() == AF_INET) {
+    const auto& ipv4 = reinterpret_cast<const sockaddr_in&>(storage);
+    return ntohl(ipv4.sin_addr.s_addr) >> 24 == IN_LOOPBACKNET;
+  }
+  return family() == AF_INET6 &&
+         IN6_IS_ADDR_LOOPBACK(&reinterpret_cast<const sockaddr_in6&>(storage).sin6_addr);
+}
 
 void close_fd(int fd) noexcept {
   const int saved = errno;
@@ -164,6 +174,11 @@ IoResult connect(int fd, const SocketAddress& address) noexcept {
     result.error = EINPROGRESS;
   }
   return result;
+}
+
+bool is_connected(int fd) noexcept {
+  pollfd looked_at{fd, POLLOUT, 0};
+  return ::poll(&looked_at, 1, 0) == 1 && looked_at.revents == POLLOUT;
 }
 
 int pending_error(int fd) noexcept {

@@ -24,6 +24,8 @@ struct SocketAddress {
   }
   [[nodiscard]] sockaddr* get() noexcept { return reinterpret_cast<sockaddr*>(&storage); }
   [[nodiscard]] int family() const noexcept { return length == 0 ? AF_UNSPEC : storage.ss_family; }
+  // An IPv4 or IPv6 address of this machine alone.
+  [[nodiscard]] bool is_loopback() const noexcept;
 };
 
 void close_fd(int fd) noexcept;
@@ -53,6 +55,8 @@ void shutdown_both(int fd) noexcept;
 // The new descriptor is non-blocking and close-on-exec; `value` is its number.
 [[nodiscard]] IoResult accept(int fd, SocketAddress& peer) noexcept;
 [[nodiscard]] IoResult connect(int fd, const SocketAddress& address) noexcept;
+// Whether a connect() that was under way has succeeded by now.
+[[nodiscard]] bool is_connected(int fd) noexcept;
 // The pending error of a socket (SO_ERROR), 0 if there is none.
 [[nodiscard]] int pending_error(int fd) noexcept;
 [[nodiscard]] IoResult local_address(int fd, SocketAddress& address) noexcept;

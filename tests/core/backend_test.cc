@@ -596,6 +596,30 @@ TYPED_TEST(BackendTest, AcceptsNoMoreThanTheBatchAtOnce) {
   this->backend().detach(channel);
 }
 
+// One that found nobody behind a connection expects single ones, until the next poll shows another.
+TYPED_TEST(BackendTest, EveryConnectionIsAcceptedWhetherTheyComeOneByOneOrTogether) {
+  const UniqueFd fd = this->world_.listening();
+  Receiver receiver;
+  Channel channel;
+  this->attach(channel, fd, Channel::Kind::accept, receiver);
+  this->backend().start_accept(channel, 100);
+  std::size_t made = 0;
+  for (const int together : {1, 1, 1, 4, 1, 2, 1, 1, 3}) {
+    for (int i = 0; i < together; ++i) {
+      this->world_.somebody_connects(fd.get());
+      ++made;
+    }
+    this->turn(this->kAWhileNs);
+    EXPECT_GT(receiver.log.size(), made - static_cast<std::size_t>(together));
+    if (receiver.log.size() < made) {
+      this->turn(this->kAWhileNs);
+    }
+    EXPECT_EQ(receiver.log.size(), made) << "after two polls all of " << together;
+    this->turn();
+  }
+  this->backend().detach(channel);
+}
+
 TYPED_TEST(BackendTest, AcceptingStopsWhenTheSinkHasEnough) {
   const UniqueFd fd = this->world_.listening();
   Receiver receiver;

@@ -410,9 +410,15 @@ def test_an_unusual_socket_inside_a_native_operation(run: Any) -> None:
                     any_loop._ensure_resolved = catches
                     operation = loop.sock_connect(ours, ("nowhere.invalid", 1))
                     operation.send(None)
-                    future = operation.throw(KeyError())
-                    assert asyncio.isfuture(future)
-                    operation.close()
+                    # Over loopback the two are connected at once, and cpploop sees that.
+                    try:
+                        future = operation.throw(KeyError())
+                    except StopIteration:
+                        pass
+                    else:
+                        assert asyncio.isfuture(future)
+                        operation.close()
+                    assert ours.getpeername() == listener.getsockname()
             finally:
                 del any_loop._ensure_resolved
 
