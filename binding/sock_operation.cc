@@ -695,8 +695,8 @@ SockOperation::Attempt SockOperation::connect(Ref& result) {
   // Whoever was told may have closed it.
   const int error =
       socket_descriptor(state, sock_.get()) == fd_ ? os::connect(fd_, address).error : EBADF;
-  // Over loopback both ends have met before connect() returns: one question instead of a registration
-  // and a wait.
+  // Over loopback both ends have met before connect() returns: one question instead of a
+  // registration and a wait.
   const bool connected =
       error == 0 || (error == EINPROGRESS && address.is_loopback() && os::is_connected(fd_));
   if (!connected && means_later(error)) {

@@ -14,9 +14,9 @@ using py::Ref;
   return reinterpret_cast<PyTypeObject*>(object);
 }
 
-// Whether an object's method is asyncio's, neither its own nor replaced in the class. It is asked for
-// the method and not for its __dict__: an instance that has been asked for that keeps its attributes
-// in a dictionary from then on, and every access to one of them is slower.
+// Whether an object's method is asyncio's, neither its own nor replaced in the class. It is asked
+// for the method and not for its __dict__: an instance that has been asked for that keeps its
+// attributes in a dictionary from then on, and every access to one of them is slower.
 [[nodiscard]] bool method_is(PyObject* object, PyObject* name, PyObject* original) {
   Ref method = Ref::steal(PyObject_GetAttr(object, name));
   if (!method) {
