@@ -87,7 +87,8 @@ REASONS = {
     r"import_time": "what asyncio itself imports",
     r"latency-uvicorn": "a pause or two of the machine's are the percentile; see the notes below",
     r"slow-consumer-memory": "what one read brings, and what is queued for the slow one",
-    r"latency|slow-consumer|callback-flood": "percentiles of so short a run are the machine's",
+    r"callback-flood": "asyncio's order: what is read waits for the callbacks that are ready",
+    r"latency|slow-consumer": "percentiles of so short a run are the machine's",
 }
 
 
