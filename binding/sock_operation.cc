@@ -693,16 +693,16 @@ SockOperation::Attempt SockOperation::connect(Ref& result) {
     return Attempt::failed;
   }
   // Whoever was told may have closed it.
-  const int error =
+  int error =
       socket_descriptor(state, sock_.get()) == fd_ ? os::connect(fd_, address).error : EBADF;
-  // Over loopback both ends have met before connect() returns: one question instead of a
-  // registration and a wait.
-  const bool connected =
-      error == 0 || (error == EINPROGRESS && address.is_loopback() && os::is_connected(fd_));
-  if (!connected && means_later(error)) {
+  if (error == EINPROGRESS && address.is_loopback() && os::is_connected(fd_)) {
+    // Over loopback both ends have met before connect() returns: no registration and no wait.
+    error = 0;
+  }
+  if (means_later(error)) {
     return Attempt::again;
   }
-  if (!connected) {
+  if (error != 0) {
     py::set_os_error(error);
     return Attempt::failed;
   }

@@ -268,13 +268,11 @@ TEST_F(RingFaultsTest, StandingReceiveThatFindsNoBuffersIsBegunAgain) {
     // Ends what stands: the next ones fail.
     (void)near_->socket->pause_reading();
     (void)far_->socket->pause_reading();
-    engine_->push_ready(ReadyEntry::of_token(host_.make([] {})));
-    ASSERT_EQ(engine_->turn(), 0);
+    turn();
     (void)near_->socket->resume_reading();
     (void)far_->socket->resume_reading();
     for (int i = 0; i < 20; ++i) {
-      engine_->push_ready(ReadyEntry::of_token(host_.make([] {})));
-      ASSERT_EQ(engine_->turn(), 0);
+      turn();
     }
   }
   talk(20);
@@ -287,8 +285,7 @@ TEST_F(RingFaultsTest, PeerSeesTheEndAtOnceThoughCallsFailForAWhile) {
     SocketPair pair = socket_pair();
     testing::StreamOwner owner(*engine_, std::move(pair.near_end));
     owner.socket->start_reading();
-    engine_->push_ready(ReadyEntry::of_token(host_.make([] {})));
-    ASSERT_EQ(engine_->turn(), 0);
+    turn();
     owner.socket.reset();
     char byte = 0;
     EXPECT_EQ(::recv(pair.far_end.get(), &byte, 1, MSG_DONTWAIT), 0) << "seed " << seed;
@@ -299,8 +296,7 @@ TEST_F(RingFaultsTest, PeerSeesTheEndThoughTheRingTakesNoCalls) {
   SocketPair pair = socket_pair();
   testing::StreamOwner owner(*engine_, std::move(pair.near_end));
   owner.socket->start_reading();
-  engine_->push_ready(ReadyEntry::of_token(host_.make([] {})));
-  ASSERT_EQ(engine_->turn(), 0);
+  turn();
   const Refusal refusal("io_uring_enter", EAGAIN);
   owner.socket.reset();
   // The kernel ends a ring's operations behind the back of who gave it up.

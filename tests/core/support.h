@@ -308,6 +308,11 @@ class RingEngineTest : public ::testing::Test {
   void call_soon(std::function<void()> function) {
     engine_->push_ready(ReadyEntry::of_token(host_.make(std::move(function))));
   }
+  // One turn that looks at the descriptors and does not wait for them.
+  void turn() {
+    call_soon([] {});
+    ASSERT_EQ(engine_->turn(), 0);
+  }
 
   TestHost host_;
   std::unique_ptr<Engine> engine_;

@@ -270,6 +270,20 @@ class Env:
             self.logs.append(message)
 
 
+def blackhole() -> tuple[list[socket.socket], tuple[str, int]]:
+    """An address whose connects neither succeed nor fail: a listener with a full backlog."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(0)
+    sockets = [listener]
+    for _ in range(4):
+        filler = socket.socket()
+        filler.setblocking(False)
+        filler.connect_ex(listener.getsockname())
+        sockets.append(filler)
+    return sockets, listener.getsockname()
+
+
 def needs_cpploop(loop_name: str, reason: str) -> None:
     """Skip on the oracle a test of something cpploop promises and asyncio does not."""
     if loop_name == "asyncio":

@@ -180,26 +180,12 @@ def test_resolution_fails_or_is_empty() -> None:
 # --------------------------------------------------------------------------- happy eyeballs
 
 
-def blackhole() -> tuple[list[socket.socket], tuple[str, int]]:
-    """An address whose connects neither succeed nor fail: a listener with a full backlog."""
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    listener.listen(0)
-    sockets = [listener]
-    for _ in range(4):
-        filler = socket.socket()
-        filler.setblocking(False)
-        filler.connect_ex(listener.getsockname())
-        sockets.append(filler)
-    return sockets, listener.getsockname()
-
-
 @pytest.mark.parametrize("delay", [0.05, 0.0])
 def test_happy_eyeballs_goes_round_a_blackhole(delay: float) -> None:
     """uv#406"""
 
     async def scenario(env: Env) -> None:
-        held, dead = blackhole()
+        held, dead = support.blackhole()
         try:
             async with sink_server(env) as (port, _recorders):
                 patch_getaddrinfo(env, [dead, ("127.0.0.1", port)])
@@ -401,7 +387,7 @@ def test_cancelled_while_connecting(run: Any) -> None:
     """The half-made socket is closed at once."""
 
     async def main(env: Env) -> None:
-        held, dead = blackhole()
+        held, dead = support.blackhole()
         before = support.open_fds()
         try:
             task = asyncio.ensure_future(env.loop.create_connection(Recorder, *dead))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections.abc
+import contextlib
 import contextvars
 import gc
 import inspect
@@ -373,7 +374,11 @@ def test_an_unusual_socket_inside_a_native_operation(run: Any) -> None:
 
     async def main(env: support.Env) -> None:
         loop = env.loop
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as ours:
+        held, nobody_accepts = support.blackhole()
+        with contextlib.ExitStack() as stack:
+            for one in held:
+                stack.enter_context(one)
+            ours = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
             ours.setblocking(False)
             entered = []
 
@@ -402,27 +407,31 @@ def test_an_unusual_socket_inside_a_native_operation(run: Any) -> None:
                     try:
                         await loop.create_future()
                     except KeyError:
-                        return [(0, 0, 0, "", ("127.0.0.1", listener.getsockname()[1]))]
+                        return [(0, 0, 0, "", nobody_accepts)]
 
-                with socket.socket() as listener:
-                    listener.bind(("127.0.0.1", 0))
-                    listener.listen()
-                    any_loop._ensure_resolved = catches
-                    operation = loop.sock_connect(ours, ("nowhere.invalid", 1))
-                    operation.send(None)
-                    # Over loopback the two are connected at once, and cpploop sees that.
-                    try:
-                        future = operation.throw(KeyError())
-                    except StopIteration:
-                        pass
-                    else:
-                        assert asyncio.isfuture(future)
-                        operation.close()
-                    assert ours.getpeername() == listener.getsockname()
+                any_loop._ensure_resolved = catches
+                operation = loop.sock_connect(ours, ("nowhere.invalid", 1))
+                operation.send(None)
+                future = operation.throw(KeyError())
+                assert asyncio.isfuture(future)
+                operation.close()
             finally:
                 del any_loop._ensure_resolved
 
     run(main)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1"])
+def test_over_loopback_the_two_are_connected_at_once(loop: Loop, loop_name: str, host: str) -> None:
+    support.needs_cpploop(loop_name, "it waits for a turn")
+    if host == "::1" and not support.has_ipv6():
+        pytest.skip("no IPv6 here")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as listener, socket.socket(family) as ours:
+        ours.setblocking(False)
+        with pytest.raises(StopIteration):
+            loop.sock_connect(ours, listener.getsockname()).send(None)
+        assert ours.getpeername() == listener.getsockname()
 
 
 # --------------------------------------------------------------------------- inspection

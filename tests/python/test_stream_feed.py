@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dis
 import gc
 import socket
 from typing import Any
@@ -21,6 +22,28 @@ async def first_bytes(reader: asyncio.StreamReader, peer: Any) -> None:
     for _ in range(2):
         peer.send(b"x")
         assert await reader.readexactly(1) == b"x"
+
+
+def ways_to_attributes(reader: asyncio.StreamReader) -> list[str]:
+    """What the interpreter has made of two look-ups by now, in code that nobody else has run."""
+    namespace: dict[str, Any] = {}
+    exec("def look(reader): return reader._buffer, reader._eof", namespace)
+    look = namespace["look"]
+    for _ in range(100):
+        look(reader)
+    return [step.opname for step in dis.get_instructions(look, adaptive=True)]
+
+
+def test_attributes_of_a_reader_stay_fast(run: Any) -> None:
+    """An object that was asked for its __dict__ is slower in every access from then on."""
+
+    async def main() -> None:
+        untouched = ways_to_attributes(asyncio.StreamReader())
+        async with stream_pair() as (reader, _, peer):
+            await first_bytes(reader, peer)
+            assert ways_to_attributes(reader) == untouched
+
+    run(main)
 
 
 @pytest.mark.parametrize("settled", [False, True])
