@@ -6,6 +6,9 @@ Environment:
 that cannot be imported fails its tests rather than hiding them.
 ``CPPLOOP_TIME_SCALE=4`` multiplies every time-out (sanitizer builds, slow machines).
 ``CPPLOOP_LONG=1`` turns the short soak tests into their full length.
+
+``--sample=WORD`` runs each test function once, with one of its parameter sets; the word decides
+which, so that runs on different Pythons, each with a word of its own, cover different ones.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import signal
 import sys
 import traceback
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +39,14 @@ CEILING_S = 240.0 if support.LONG else 60.0
 FIGURE = "figure"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--sample",
+        metavar="WORD",
+        help="run each test function with one of its parameter sets, chosen by WORD",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # A shell's background job ignores Ctrl-C, and so would every program that a test starts.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -49,7 +61,10 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", "timeout(seconds): needs pytest-timeout to have effect")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    word = config.getoption("sample")
+    if word is not None:
+        take_sample(config, items, word)
     for item in items:
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(CEILING_S * support.TIME_SCALE))
@@ -58,6 +73,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if support.PARALLEL and not {"run", "tls_run"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.thread_unsafe(reason="one loop, or one process"))
     portable.mark_exceptions(items)
+
+
+def take_sample(config: pytest.Config, items: list[pytest.Item], word: str) -> None:
+    """Deselects all but one item of each test function."""
+
+    def lot(item: pytest.Item) -> int:
+        return zlib.crc32(f"{word} {item.nodeid}".encode())
+
+    drawn: dict[str, pytest.Item] = {}
+    for item in items:
+        function = item.nodeid.partition("[")[0]
+        best = drawn.setdefault(function, item)
+        # What is skipped beforehand would take the place of one that runs.
+        if (is_skipped(item), lot(item)) < (is_skipped(best), lot(best)):
+            drawn[function] = item
+    chosen = {id(item) for item in drawn.values()}
+    config.hook.pytest_deselected(items=[item for item in items if id(item) not in chosen])
+    items[:] = [item for item in items if id(item) in chosen]
+
+
+def is_skipped(item: pytest.Item) -> bool:
+    if item.get_closest_marker("skip") is not None:
+        return True
+    return any(mark.args and mark.args[0] is True for mark in item.iter_markers("skipif"))
 
 
 def pytest_collection_finish() -> None:

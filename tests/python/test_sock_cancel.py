@@ -380,17 +380,19 @@ def test_thousands_of_connects_at_once(run: Any, cancel: bool) -> None:
             listener.listen(4096)
             accepted = 0
 
-            async def accept() -> None:
+            # By hand: a cancelled sock_accept() may drop a connection that it already had.
+            def accept() -> None:
                 nonlocal accepted
-                while True:
-                    conn, _ = await loop.sock_accept(listener)
+                for _ in range(64):
+                    try:
+                        conn, _ = listener.accept()
+                    except BlockingIOError:
+                        return
                     stack.callback(conn.close)
                     accepted += 1
-                    if accepted % 64 == 0:
-                        await asyncio.sleep(0)
 
-            accepting = asyncio.ensure_future(accept())
-            await support.turns(1)
+            loop.add_reader(listener, accept)
+            stack.callback(loop.remove_reader, listener)
             socks = []
             for _ in range(count):
                 sock = stack.enter_context(socket.socket())
@@ -410,8 +412,6 @@ def test_thousands_of_connects_at_once(run: Any, cancel: bool) -> None:
             assert not any(is_watched(loop, sock) for sock in socks)
             if not cancel:
                 await support.eventually(lambda: accepted == count, 30)
-            accepting.cancel()
-            await ended(accepting)
 
     run(main, timeout=60)
 
