@@ -1,6 +1,7 @@
 """Runs everything that must hold, on every Python at hand, and writes what came of it.
 
     python scripts/matrix.py                   the whole matrix; some hours, most of them ASan's
+    python scripts/matrix.py --resume          what has not passed with the code as it is now
     python scripts/matrix.py --only 3.13t      one Python
     python scripts/matrix.py --what TLS        only what has this in its name
     python scripts/matrix.py --out FILE        the table (default: docs/dev/matrix.md)
@@ -10,13 +11,15 @@ For each Python: all Python tests, which take every way of doing TLS, and the in
 asyncio tests with cpploop as the loop, those of TLS once for each way. The TLS tests of
 both kinds again under AddressSanitizer and UBSan, on each Python. Once, on the newest ordinary one:
 all Python tests and all of asyncio's own under these. The engine's tests run plain, with ASan+UBSan
-and with TSan. What is not run keeps its rows in the table.
+and with TSan. What is not run keeps its rows in the table; the column `code` is a hash of what is
+built and installed, so that rows of several days can be seen to be of one and the same.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import hashlib
 import os
 import platform
 import re
@@ -31,10 +34,13 @@ REPO = Path(__file__).resolve().parent.parent
 LOGS = REPO / "build" / "matrix-logs"
 TLS_PATHS = ("asyncio", "bio", "direct")
 FREE_THREADED = ("3.13t", "3.14t", "3.15t")
-COLUMNS = ("Python", "what", "outcome", "result", "s", "commit", "date")
+COLUMNS = ("Python", "what", "outcome", "result", "s", "code", "commit", "date")
+# What an installed cpploop is made of.
+CODE = ("core", "binding", "python", "cmake", "CMakeLists.txt")
 # In front of a Python's name: its TLS tests under sanitizers.
 SANITIZED = "asan-"
 PYTEST = ["-m", "pytest", "-q", "-n", "2", "--dist", "loadfile"]
+PARALLEL = ["PYTEST_ARGS=-q -n 2 --dist loadfile"]
 
 
 @dataclass
@@ -44,23 +50,33 @@ class Row:
     outcome: str = ""
     result: str = ""
     seconds: float = 0.0
+    code: str = ""
     commit: str = ""
     date: str = ""
+
+    def cells(self) -> list[str]:
+        outcome = [self.outcome, self.result, f"{self.seconds:.0f}"]
+        return [self.python, self.what, *outcome, self.code, self.commit, self.date]
 
 
 @dataclass
 class Matrix:
-    rows: list[Row] = field(default_factory=list)
+    out: Path
+    resume: bool = False
     wanted: str = ""
+    rows: list[Row] = field(default_factory=list)
     # Before the table itself makes the checkout another one.
     commit: str = field(default_factory=lambda: current_commit())
+    code: str = field(default_factory=lambda: current_code())
 
     def run(self, python: str, what: str, command: list[str], **environment: str) -> bool:
         """Runs one cell; its whole output goes to a log, its last figures into the table."""
         if self.wanted not in what and what != "build":
             return True
+        if self.resume and what != "build" and self.has_passed(python, what):
+            return True
         name = re.sub(r"[^\w.]+", "-", f"{python}-{what}").strip("-")
-        row = Row(python, what, commit=self.commit, date=today())
+        row = Row(python, what, code=self.code, commit=self.commit, date=today())
         self.rows.append(row)
         print(f"== {python}: {what}", flush=True)
         started = time.monotonic()
@@ -82,7 +98,36 @@ class Matrix:
         if alone and re.match(r"\d+ passed", row.result):
             row.result += ", without the control on asyncio"
         print(f"   {row.outcome}  {row.result}  {row.seconds:.0f} s", flush=True)
+        # At once: the whole takes hours, and what stops it must not take the rows with it.
+        self.write()
         return done.returncode == 0
+
+    def has_passed(self, python: str, what: str) -> bool:
+        """Whether the table has a row of this that passed with the code as it is now."""
+        return any(
+            cells[:3] == [python, what, "pass"] and cells[COLUMNS.index("code")] == self.code
+            for cells in kept_rows(self.out)
+        )
+
+    def write(self) -> None:
+        again = {(row.python, row.what) for row in self.rows}
+        lines = [
+            "# The matrix",
+            "",
+            "Written by `make matrix`; do not edit. What passed where. `code` is a hash of what is built",
+            f"and installed; the last row that was run was of {self.code}.",
+            "",
+            f"{platform.system()} {platform.release()}, {os.cpu_count()} cores.",
+            "",
+            *not_at_hand(),
+            table_line(COLUMNS),
+            "|" + "---|" * len(COLUMNS),
+        ]
+        new = [row.cells() for row in self.rows if row.what != "build" or row.outcome != "pass"]
+        kept = [row for row in kept_rows(self.out) if (row[0], row[1]) not in again]
+        rows = sorted([*new, *kept], key=lambda row: (row[0] != "none", row[:2]))
+        lines += map(table_line, rows)
+        self.out.write_text("\n".join(lines) + "\n")
 
 
 def today() -> str:
@@ -94,6 +139,18 @@ def current_commit() -> str:
         ["git", "describe", "--always", "--dirty"], cwd=REPO, capture_output=True, text=True
     )
     return done.stdout.strip()
+
+
+def current_code() -> str:
+    """A hash of what is built and installed, of the commit that is checked out."""
+    trees = subprocess.run(
+        ["git", "rev-parse", *(f"HEAD:{path}" for path in CODE)],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return hashlib.sha256(trees.stdout.encode()).hexdigest()[:8]
 
 
 def figures(text: str) -> str:
@@ -144,7 +201,7 @@ def run_engine(matrix: Matrix) -> None:
 
 
 def run_sanitized(matrix: Matrix) -> None:
-    matrix.run("newest", "Python tests, ASan and UBSan", ["make", "asan-python"])
+    matrix.run("newest", "Python tests, ASan and UBSan", ["make", "asan-python", *PARALLEL])
     what = "asyncio's own tests, ASan and UBSan"
     matrix.run("newest", what, ["make", "asan-conformance"])
 
@@ -167,19 +224,20 @@ def run_sanitized_tls(matrix: Matrix, name: str) -> None:
     )
 
 
-def kept_lines(out: Path, rows: list[Row]) -> list[str]:
-    """The table's lines about what has not been run again; older ones have no date."""
+def kept_rows(out: Path) -> list[list[str]]:
+    """The cells of the table's rows; older ones have no date, or no code."""
     if not out.exists():
         return []
-    again = {(row.python, row.what) for row in rows}
-    lines = []
+    rows = []
     for line in out.read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        cells += [""] * (len(cells) == len(COLUMNS) - 1)
-        if len(cells) == len(COLUMNS) and cells[0] not in (COLUMNS[0], "---"):
-            if (cells[0], cells[1]) not in again:
-                lines.append(table_line(cells))
-    return lines
+        if cells[0] in (COLUMNS[0], "---") or not len(COLUMNS) - 2 <= len(cells) <= len(COLUMNS):
+            continue
+        if len(cells) < len(COLUMNS):
+            cells.insert(COLUMNS.index("code"), "")
+        cells += [""] * (len(COLUMNS) - len(cells))
+        rows.append(cells)
+    return rows
 
 
 def table_line(cells: Sequence[str]) -> str:
@@ -198,31 +256,6 @@ def not_at_hand() -> list[str]:
     ]
 
 
-def write(matrix: Matrix, out: Path, kept: list[str]) -> None:
-    lines = [
-        "# The matrix",
-        "",
-        "Written by `make matrix`; do not edit. What passed where, on one machine.",
-        "",
-        f"{platform.system()} {platform.release()}, {platform.machine()}, {os.cpu_count()} cores.",
-        "",
-        *not_at_hand(),
-        table_line(COLUMNS),
-        "|" + "---|" * len(COLUMNS),
-    ]
-    lines += [
-        table_line(
-            (
-                *(row.python, row.what, row.outcome, row.result),
-                *(f"{row.seconds:.0f}", row.commit, row.date),
-            )
-        )
-        for row in matrix.rows
-        if row.what != "build" or row.outcome != "pass"
-    ]
-    out.write_text("\n".join(lines + kept) + "\n")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -234,9 +267,12 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, default=REPO / "docs" / "dev" / "matrix.md")
     parser.add_argument("--what", default="", help="a part of the name of what is to run")
+    parser.add_argument(
+        "--resume", action="store_true", help="leave out what has passed with this code"
+    )
     arguments = parser.parse_args()
     LOGS.mkdir(parents=True, exist_ok=True)
-    matrix = Matrix(wanted=arguments.what)
+    matrix = Matrix(out=arguments.out, resume=arguments.resume, wanted=arguments.what)
     at_hand = pythons()
     sanitized = [f"{SANITIZED}{name}" for name in at_hand]
     wanted = arguments.only or ["engine", *at_hand, "asan", *sanitized]
@@ -249,7 +285,6 @@ def main() -> int:
             run_sanitized_tls(matrix, name.removeprefix(SANITIZED))
         else:
             run_python(matrix, name)
-        write(matrix, arguments.out, kept_lines(arguments.out, matrix.rows))
     failed = [f"{row.python}: {row.what}" for row in matrix.rows if row.outcome != "pass"]
     print(f"{len(matrix.rows) - len(failed)} of {len(matrix.rows)} passed")
     for line in failed:
