@@ -114,8 +114,8 @@ class Matrix:
         lines = [
             "# The matrix",
             "",
-            "Written by `make matrix`; do not edit. What passed where. `code` is a hash of what is built",
-            f"and installed; the last row that was run was of {self.code}.",
+            "Written by `make matrix`; do not edit. What passed where. `code` is a hash of what is",
+            f"built and installed; the last row that was run was of {self.code}.",
             "",
             f"{platform.system()} {platform.release()}, {os.cpu_count()} cores.",
             "",
