@@ -5,6 +5,7 @@
     tests/ecosystem/run.py --short uvicorn anyio      asyncio is asked only what cpploop missed
     tests/ecosystem/run.py --loop asyncio aiohttp     the control alone
     tests/ecosystem/run.py anyio -k test_sockets      a part of it
+    tests/ecosystem/run.py aiohttp --shard 2/8        another part: the second eighth of its tests
     tests/ecosystem/run.py --docs                     writes docs/dev/ecosystem.md from what has run
 
 Whatever passes on asyncio must pass on cpploop, save what exceptions.toml lists with its reason.
@@ -159,6 +160,8 @@ class Workshop:
         environment = {**os.environ, **part.environment, "ECOSYSTEM_OUTCOMES": str(outcomes)}
         environment["PYTHONPATH"] = str(HERE)
         environment.pop("CI", None)  # Some suites leave tests out there.
+        if self.arguments.shard:
+            environment["ECOSYSTEM_SHARD"] = self.arguments.shard
         if only is not None:
             names = folder / "only.txt"
             names.write_text("".join(f"{name}\n" for name in only))
@@ -416,11 +419,12 @@ def run_suite(name: str, arguments: argparse.Namespace, entries: list[Entry]) ->
             announce(workshop, part, "asyncio", workshop.run(part, "asyncio"))
             continue
         verdict = judge(workshop, part, entries)
-        if arguments.pattern:
+        in_part = arguments.pattern or arguments.shard
+        if in_part:
             verdict.stale.clear()
         report(verdict)
         result = summary(workshop, verdict)
-        if not arguments.short and not arguments.pattern:
+        if not arguments.short and not in_part:
             path = workshop.folder / f"{part.project}.json"
             path.write_text(json.dumps(result, indent=1) + "\n")
         passed, asked = result["cpploop"], result["asyncio"]
@@ -483,6 +487,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         "--short", action="store_true", help="asyncio runs only what cpploop missed"
     )
     parser.add_argument("-k", dest="pattern", help="only these tests, as pytest's -k")
+    parser.add_argument(
+        "--shard", type=a_shard, metavar="K/N", help="the K-th of N parts of each suite's tests"
+    )
     parser.add_argument("--python", default="newest", help="as scripts/pythons.sh names it")
     parser.add_argument("--limit", type=float, default=1800, help="seconds for one run of a suite")
     parser.add_argument("--docs", action="store_true", help="write docs/dev/ecosystem.md")
@@ -495,6 +502,13 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     if not arguments.suites and not arguments.docs:
         parser.error("which suite?")
     return arguments
+
+
+def a_shard(text: str) -> str:
+    shard, _, shards = text.partition("/")
+    if not (shard.isdecimal() and shards.isdecimal() and 1 <= int(shard) <= int(shards)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not like 2/8")
+    return text
 
 
 def main(argv: list[str]) -> int:
