@@ -185,7 +185,7 @@ BENCH := .venv-bench/run .venv-bench/bin/python
 
 .PHONY: bench-venv
 bench-venv:
-	@scripts/venv.sh "$(BENCH_PYTHON)" .venv-bench
+	@scripts/venv.sh --pgo "$(BENCH_PYTHON)" .venv-bench
 	@.venv-bench/run scripts/need.sh openssl
 	@if [ ! -e .venv-bench/.rivals ] || [ benchmarks/requirements.txt -nt .venv-bench/.rivals ]; then \
 	  benchmarks/setup.sh --run "$(CURDIR)/.venv-bench/run" .venv-bench/bin/python .venv-bench \

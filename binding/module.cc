@@ -75,9 +75,11 @@ PyObject* native_build_info(PyObject*, PyObject*) {
   if (!compiler) {
     return nullptr;
   }
-  return Py_BuildValue("{s:s, s:O, s:s, s:O, s:s}", "version", CPPLOOP_VERSION, "compiler",
-                       compiler.get(), "python", PY_VERSION, "free_threaded",
-                       py::kFreeThreaded ? Py_True : Py_False, "timed_wait", timed_wait());
+  return Py_BuildValue("{s:s, s:O, s:s, s:O, s:s, s:s, s:O, s:s}", "version", CPPLOOP_VERSION,
+                       "compiler", compiler.get(), "build_type", CPPLOOP_BUILD_TYPE, "lto",
+                       CPPLOOP_LTO ? Py_True : Py_False, "pgo", CPPLOOP_PGO, "python", PY_VERSION,
+                       "free_threaded", py::kFreeThreaded ? Py_True : Py_False, "timed_wait",
+                       timed_wait());
 }
 
 PyObject* native_io_uring_refusal(PyObject*, PyObject*) {

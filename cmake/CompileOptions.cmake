@@ -51,6 +51,26 @@ if(CPPLOOP_SANITIZE)
   target_link_options(cpploop_options INTERFACE ${sanitize_flags})
 endif()
 
+if(CPPLOOP_PGO)
+  if(NOT CMAKE_CXX_COMPILER_ID STREQUAL "GNU" OR CPPLOOP_PGO_PROFILE STREQUAL "")
+    message(FATAL_ERROR "cpploop: CPPLOOP_PGO takes GCC, and CPPLOOP_PGO_PROFILE with the profile's folder")
+  endif()
+  # A file of the profile is named after its object, seen from the build folder, wherever that is.
+  set(pgo_flags "-fprofile-prefix-path=${CMAKE_BINARY_DIR}")
+  if(CPPLOOP_PGO STREQUAL "generate")
+    # Atomic: loops run in many threads, and counts that were lost are a wrong profile.
+    list(APPEND pgo_flags "-fprofile-generate=${CPPLOOP_PGO_PROFILE}" -fprofile-update=atomic)
+  elseif(CPPLOOP_PGO STREQUAL "use")
+    # Partial: what the training did not run is optimised as ever, and not for size.
+    list(APPEND pgo_flags "-fprofile-use=${CPPLOOP_PGO_PROFILE}" -fprofile-partial-training
+      -fprofile-correction -Wno-missing-profile)
+  else()
+    message(FATAL_ERROR "cpploop: CPPLOOP_PGO is '${CPPLOOP_PGO}', and may be empty, 'generate' or 'use'")
+  endif()
+  target_compile_options(cpploop_options INTERFACE ${pgo_flags})
+  target_link_options(cpploop_options INTERFACE ${pgo_flags})
+endif()
+
 set(CPPLOOP_LTO_USED OFF)
 if(CPPLOOP_LTO)
   include(CheckIPOSupported)

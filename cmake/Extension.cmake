@@ -25,7 +25,8 @@ target_compile_definitions(_native PRIVATE
   "CPPLOOP_VERSION=\"${CPPLOOP_VERSION}\""
   "CPPLOOP_BUILD_TYPE=\"$<CONFIG>\""
   "CPPLOOP_SANITIZERS=\"${CPPLOOP_SANITIZE}\""
-  "CPPLOOP_LTO=$<BOOL:${CPPLOOP_LTO_USED}>")
+  "CPPLOOP_LTO=$<BOOL:${CPPLOOP_LTO_USED}>"
+  "CPPLOOP_PGO=\"${CPPLOOP_PGO}\"")
 if(CPPLOOP_SANITIZE)
   # Free lists would hide a use after free from the sanitizer.
   target_compile_definitions(_native PRIVATE CPPLOOP_SANITIZED)

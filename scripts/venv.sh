@@ -1,21 +1,23 @@
 #!/usr/bin/env bash
-# scripts/venv.sh [--sanitize LIST] [--define OPTION=VALUE]... [--no-test] [--with FILE]...
+# scripts/venv.sh [--sanitize LIST] [--define OPTION=VALUE]... [--pgo] [--no-test] [--with FILE]...
 #                 [--try FILE]... [--no-build] NAME DIR
 # Makes the virtual environment DIR for the Python that pythons.sh knows as NAME, installs the pinned
 # requirements for building and testing (and those of each requirements/FILE.txt), and builds cpploop
 # into it. What is already there and newer than the sources is kept. --try is --with for what may
 # have no wheel for this Python: the tests that need it are skipped then. --define sets an option of
-# CMake's, for a variant that tests need (CPPLOOP_FAULTS=ON). --no-test leaves our own tests'
+# CMake's, for a variant that tests need (CPPLOOP_FAULTS=ON). --pgo builds as wheels are built, by a
+# profile, which takes twice the time. --no-test leaves our own tests'
 # requirements out, for environments in which somebody else's tests run.
 # DIR/run COMMAND... runs a command of the environment; for nearly every Python it just runs it.
 set -euo pipefail
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-sanitize='' defines=() files=(build test) optional=() build=yes
+sanitize='' defines=() pgo='' files=(build test) optional=() build=yes
 while [[ ${1:-} == --* ]]; do
   case $1 in
     --sanitize) sanitize=$2; shift 2 ;;
     --define) defines+=("$2"); shift 2 ;;
+    --pgo) pgo=yes; shift ;;
     --with) files+=("$2"); shift 2 ;;
     --try) optional+=("$2"); shift 2 ;;
     --no-build) build=no; shift ;;
@@ -86,7 +88,7 @@ for file in "${optional[@]}"; do install_if_wheels "requirements/$file.txt"; don
 
 [[ $build == yes ]] || exit 0
 sources=(CMakeLists.txt cmake core binding python pyproject.toml)
-settings="sanitize=$sanitize ${defines[*]}"
+settings="sanitize=$sanitize ${defines[*]} pgo=$pgo"
 if [[ -e $dir/.built && $(cat "$dir/.built") == "$settings" ]] &&
   [[ -z $(find "${sources[@]}" -name __pycache__ -prune -o -newer "$dir/.built" -print -quit) ]]; then
   exit 0
@@ -109,5 +111,12 @@ if command -v flock >/dev/null; then flock 9; fi
 # Before the build, so that a file edited while it runs is seen by the next one.
 stamp=$(mktemp "$dir/.stamp.XXXXXX")
 printf '%s\n' "$settings" >"$stamp"
-CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-2} run "$dir/bin/python" -m pip install "${options[@]}" .
+export CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-2}
+if [[ -n $pgo ]]; then
+  profile=$repo/build/profile-${name//[^A-Za-z0-9.]/-}
+  run "$dir/bin/python" scripts/pgo.py "$profile" --no-build-isolation
+  options+=(-C cmake.define.CPPLOOP_PGO=use -C "cmake.define.CPPLOOP_PGO_PROFILE=$profile"
+    -C "build-dir=build/{wheel_tag}-pgo")
+fi
+run "$dir/bin/python" -m pip install "${options[@]}" .
 mv "$stamp" "$dir/.built"

@@ -4,6 +4,7 @@
     scripts/wheels.py                          every Python that scripts/pythons.sh knows of
     scripts/wheels.py --python 3.13            one Python (a name of pythons.sh, or `newest`)
     scripts/wheels.py --once                   without the second build that proves reproducibility
+    scripts/wheels.py --no-pgo                 without a profile: half the time, a slower module
     scripts/wheels.py --out FOLDER             where the results go (default: dist)
 
 Each wheel is built from the unpacked source distribution, the way a packager would: without build
@@ -13,7 +14,8 @@ names and depths, and both files must be equal. Of a wheel that is not as it sho
 wrong is printed, and the exit status is 1.
 
 Beside each wheel goes NAME.debug.tar.gz with its debug symbols: unpack it next to the installed
-module, and gdb, perf and valgrind find it by its .gnu_debuglink.
+module, and gdb, perf and valgrind find it by its .gnu_debuglink. NAME.profile.tar.gz is what the
+wheel was optimised by (scripts/pgo.py): with it, the same commit gives the same wheel.
 """
 
 from __future__ import annotations
@@ -108,6 +110,7 @@ class Wheel:
 
     path: Path
     symbols: Path
+    profile: Path | None
     problems: list[str]
     notes: list[str]
 
@@ -221,23 +224,45 @@ def sdist_problems(sdist: Path) -> Iterator[str]:
 # ---- one wheel -----------------------------------------------------------------------------------
 
 
-def build_wheel(
-    interpreter: Interpreter, isolation: Isolation, sdist: Path, folder: Path
-) -> tuple[Path, Path]:
-    """Unpacks the source distribution in FOLDER and builds there; the wheel and its symbols."""
+def unpack(sdist: Path, folder: Path) -> Path:
     folder.mkdir(parents=True)
     with tarfile.open(sdist) as archive:
         archive.extractall(folder, filter="data")
     (source,) = folder.iterdir()
-    pip = ("-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-cache-dir")
+    return source
+
+
+def make_profile(interpreter: Interpreter, isolation: Isolation, sdist: Path, folder: Path) -> Path:
+    """Builds what counts, has it trained, and returns the folder of the counts."""
+    source = unpack(sdist, folder / "source")
+    command = interpreter.command(source / "scripts" / "pgo.py", folder / "counts")
+    # With a network, which has the loopback that the training talks over.
+    options = ("--no-build-isolation", "--no-index")
+    run(*command, *options, cwd=source, env=isolation.environment)
+    return folder / "counts"
+
+
+def build_wheel(
+    interpreter: Interpreter,
+    isolation: Isolation,
+    sdist: Path,
+    folder: Path,
+    profile: Path | None,
+) -> tuple[Path, Path]:
+    """Unpacks the source distribution in FOLDER and builds there; the wheel and its symbols."""
+    source = unpack(sdist, folder)
+    pip = ["-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-cache-dir"]
+    if profile is not None:
+        pip += ["-C", "cmake.define.CPPLOOP_PGO=use"]
+        pip += ["-C", f"cmake.define.CPPLOOP_PGO_PROFILE={profile}"]
     isolation.run(*interpreter.command(*pip, "-w", folder / "out", "."), cwd=source)
     (wheel,) = (folder / "out").glob("*.whl")
     (symbols,) = source.glob("build/*/_native*.debug")
     return wheel, symbols
 
 
-def pack_symbols(symbols: Path, target: Path, epoch: str) -> None:
-    """Puts the debug symbols into a tarball that has nothing of this machine or hour in it."""
+def pack(files: dict[str, Path], target: Path, epoch: str) -> None:
+    """Puts the files into a tarball that has nothing of this machine or hour in it."""
 
     def plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
         member.mtime, member.mode = int(epoch), 0o644
@@ -248,7 +273,8 @@ def pack_symbols(symbols: Path, target: Path, epoch: str) -> None:
     with target.open("wb") as raw:
         with gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=int(epoch)) as packed:
             with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-                archive.add(symbols, f"cpploop/{symbols.name}", filter=plain)
+                for name, file in sorted(files.items()):
+                    archive.add(file, name, filter=plain)
 
 
 def content_problems(wheel: Path) -> Iterator[str]:
@@ -338,20 +364,33 @@ def smoke(interpreter: Interpreter, isolation: Isolation, wheel: Path, folder: P
 
 
 def check_wheel(
-    interpreter: Interpreter, isolation: Isolation, sdist: Path, out: Path, *, twice: bool
+    interpreter: Interpreter,
+    isolation: Isolation,
+    sdist: Path,
+    out: Path,
+    *,
+    twice: bool,
+    pgo: bool,
 ) -> Wheel:
     work = WORK / slug(interpreter.name)
-    first, symbols = build_wheel(interpreter, isolation, sdist, work / "a")
+    profile = make_profile(interpreter, isolation, sdist, work / "profile") if pgo else None
+    first, symbols = build_wheel(interpreter, isolation, sdist, work / "a", profile)
     problems = list(content_problems(first))
     problems += module_problems(extract_module(first, work), symbols, work)
     tag, refusals = platform_tag(first)
     problems += refusals
     notes = [tag, smoke(interpreter, isolation, first, work / "installed")]
+    epoch = isolation.environment["SOURCE_DATE_EPOCH"]
     packed = work / f"{first.stem}.debug.tar.gz"
-    pack_symbols(symbols, packed, isolation.environment["SOURCE_DATE_EPOCH"])
+    pack({f"cpploop/{symbols.name}": symbols}, packed, epoch)
+    packed_profile = None
+    if profile is not None:
+        packed_profile = work / f"{first.stem}.profile.tar.gz"
+        pack({file.name: file for file in profile.iterdir()}, packed_profile, epoch)
+        shutil.copy(packed_profile, out)
     if twice:
         deeper = work / "another" / "folder"
-        second, second_symbols = build_wheel(interpreter, isolation, sdist, deeper)
+        second, second_symbols = build_wheel(interpreter, isolation, sdist, deeper, profile)
         same = sha256(first) == sha256(second) and sha256(symbols) == sha256(second_symbols)
         if same:
             notes.append("same twice")
@@ -359,13 +398,21 @@ def check_wheel(
             problems.append("is another file when it is built in another folder")
     for file in (first, packed):
         shutil.copy(file, out)
-    return Wheel(first, packed, problems, notes)
+    return Wheel(first, packed, packed_profile, problems, notes)
 
 
 def line_of(wheel: Wheel, seconds: float) -> str:
     size = f"{wheel.path.stat().st_size / 1024:.0f} KiB"
     symbols = f"symbols {wheel.symbols.stat().st_size / 1024:.0f} KiB"
-    facts = [size, symbols, *wheel.notes, f"sha256 {sha256(wheel.path)[:16]}", f"{seconds:.0f} s"]
+    profile = "by profile" if wheel.profile else "without a profile"
+    facts = [
+        size,
+        symbols,
+        profile,
+        *wheel.notes,
+        f"sha256 {sha256(wheel.path)[:16]}",
+        f"{seconds:.0f} s",
+    ]
     return f"{'FAIL' if wheel.problems else 'ok  '} {wheel.path.name}: {', '.join(facts)}"
 
 
@@ -385,6 +432,7 @@ def main() -> int:
         "--python", action="append", default=[], help="a name of scripts/pythons.sh"
     )
     parser.add_argument("--once", action="store_true", help="do not build a second time")
+    parser.add_argument("--no-pgo", action="store_true", help="do not optimise by profile")
     parser.add_argument("--out", type=Path, default=REPO / "dist")
     options = parser.parse_args()
     shutil.rmtree(WORK, ignore_errors=True)
@@ -403,7 +451,9 @@ def main() -> int:
         started = time.monotonic()
         try:
             wheel = check_wheel(
-                Interpreter.prepare(name), isolation, sdist, options.out, twice=not options.once
+                *(Interpreter.prepare(name), isolation, sdist, options.out),
+                twice=not options.once,
+                pgo=not options.no_pgo,
             )
         except BuildError as error:
             failed.append(f"Python {name}: {error}")

@@ -69,10 +69,11 @@ def __getattr__(name: str) -> object:
 def build_info() -> dict[str, object]:
     """What this build is and what it has settled on in this process, for bug reports.
 
-    Keys: version, compiler, python (built for), free_threaded, backend, io_uring, timed_wait,
-    tls, running_python, platform. backend is what a loop made now waits with, and io_uring says
-    why that is not io_uring. tls is a pair: the tier (direct, bio or asyncio), and what stands
-    against a faster one.
+    Keys: version, compiler, build_type, lto, pgo, python (built for), free_threaded, backend,
+    io_uring, timed_wait, tls, running_python, platform. lto says whether the build was optimised
+    while linking, and pgo is "use" where that was by a profile. backend is what a loop made now
+    waits with, and io_uring says why that is not io_uring. tls is a pair: the tier (direct, bio or
+    asyncio), and what stands against a faster one.
     """
     import platform  # Not for everybody at import.
 
