@@ -80,7 +80,13 @@ def _import(module: str) -> ModuleType:
 def _version_of(module: str) -> str:
     if module == "asyncio":
         return platform.python_version()
-    return importlib.metadata.version(module)
+    version = importlib.metadata.version(module)
+    if module == "cpploop":
+        import cpploop
+
+        # Without a profile it is not what a wheel holds, and slower.
+        version += " by profile" if cpploop.build_info()["pgo"] == "use" else " without a profile"
+    return version
 
 
 LOOPS: dict[str, LoopSpec] = {
