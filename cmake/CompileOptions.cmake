@@ -62,8 +62,9 @@ if(CPPLOOP_PGO)
     list(APPEND pgo_flags "-fprofile-generate=${CPPLOOP_PGO_PROFILE}" -fprofile-update=atomic)
   elseif(CPPLOOP_PGO STREQUAL "use")
     # Partial: what the training did not run is optimised as ever, and not for size.
+    # The debug symbols would have the options in them, and with them both folders.
     list(APPEND pgo_flags "-fprofile-use=${CPPLOOP_PGO_PROFILE}" -fprofile-partial-training
-      -fprofile-correction -Wno-missing-profile)
+      -fprofile-correction -Wno-missing-profile -gno-record-gcc-switches)
   else()
     message(FATAL_ERROR "cpploop: CPPLOOP_PGO is '${CPPLOOP_PGO}', and may be empty, 'generate' or 'use'")
   endif()
