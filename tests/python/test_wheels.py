@@ -88,7 +88,7 @@ def test_symbols_are_packed_alike(wheels: Any, tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         # The name of the tarball is not part of it.
         target = tmp_path / name / f"{name}.tar.gz"
-        wheels.pack_symbols(symbols, target, "1767225600")
+        wheels.pack({f"cpploop/{symbols.name}": symbols}, target, "1767225600")
         symbols.touch()
         packed.append(target.read_bytes())
     assert packed[0] == packed[1]
