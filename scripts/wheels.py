@@ -9,9 +9,10 @@
 
 Each wheel is built from the unpacked source distribution, the way a packager would: without build
 isolation, without an index, in a network namespace of its own where the system allows one, and with
-a git in front of the PATH that fails and leaves a trace. It is built twice, in folders of different
-names and depths, and both files must be equal. Of a wheel that is not as it should be, all that is
-wrong is printed, and the exit status is 1.
+a git in front of the PATH that fails and leaves a trace. It is built twice, and both files must be
+equal: without a profile in folders of different names and depths, with one in the same folder,
+because GCC tells functions of one file alone apart by the file's whole path. Of a wheel that is not
+as it should be, all that is wrong is printed, and the exit status is 1.
 
 Beside each wheel goes NAME.debug.tar.gz with its debug symbols: unpack it next to the installed
 module, and gdb, perf and valgrind find it by its .gnu_debuglink. NAME.profile.tar.gz is what the
@@ -232,14 +233,15 @@ def unpack(sdist: Path, folder: Path) -> Path:
     return source
 
 
-def make_profile(interpreter: Interpreter, isolation: Isolation, sdist: Path, folder: Path) -> Path:
-    """Builds what counts, has it trained, and returns the folder of the counts."""
-    source = unpack(sdist, folder / "source")
-    command = interpreter.command(source / "scripts" / "pgo.py", folder / "counts")
+def make_profile(
+    interpreter: Interpreter, isolation: Isolation, sdist: Path, folder: Path, profile: Path
+) -> None:
+    """Builds in FOLDER what counts, and has it trained; the counts are in PROFILE."""
+    source = unpack(sdist, folder)
     # With a network, which has the loopback that the training talks over.
     options = ("--no-build-isolation", "--no-index")
-    run(*command, *options, cwd=source, env=isolation.environment)
-    return folder / "counts"
+    command = interpreter.command(source / "scripts" / "pgo.py", profile, *options)
+    run(*command, cwd=source, env=isolation.environment)
 
 
 def build_wheel(
@@ -373,7 +375,11 @@ def check_wheel(
     pgo: bool,
 ) -> Wheel:
     work = WORK / slug(interpreter.name)
-    profile = make_profile(interpreter, isolation, sdist, work / "profile") if pgo else None
+    profile = None
+    if pgo:
+        profile = work / "profile"
+        make_profile(interpreter, isolation, sdist, work / "a", profile)
+        shutil.rmtree(work / "a")
     first, symbols = build_wheel(interpreter, isolation, sdist, work / "a", profile)
     problems = list(content_problems(first))
     problems += module_problems(extract_module(first, work), symbols, work)
@@ -389,13 +395,19 @@ def check_wheel(
         pack({file.name: file for file in profile.iterdir()}, packed_profile, epoch)
         shutil.copy(packed_profile, out)
     if twice:
-        deeper = work / "another" / "folder"
-        second, second_symbols = build_wheel(interpreter, isolation, sdist, deeper, profile)
+        again = work / "another" / "folder"
+        if pgo:
+            (work / "a").rename(work / "first")
+            first, symbols = (
+                work / "first" / path.relative_to(work / "a") for path in (first, symbols)
+            )
+            again = work / "a"
+        second, second_symbols = build_wheel(interpreter, isolation, sdist, again, profile)
         same = sha256(first) == sha256(second) and sha256(symbols) == sha256(second_symbols)
         if same:
             notes.append("same twice")
         else:
-            problems.append("is another file when it is built in another folder")
+            problems.append("is another file when it is built again")
     for file in (first, packed):
         shutil.copy(file, out)
     return Wheel(first, packed, packed_profile, problems, notes)
