@@ -39,6 +39,7 @@ from pathlib import Path
 
 import callgrind
 import loops
+from protocols import EchoProtocol
 
 Loop = asyncio.AbstractEventLoop
 # Does that many operations on the running loop.
@@ -94,18 +95,7 @@ async def timer_fired(loop: Loop, count: int) -> None:
         await asyncio.sleep(0)
 
 
-class Echo(asyncio.Protocol):
-    """Writes back what comes."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self.transport.write(data)
-
-
-class Client(Echo):
+class Client(EchoProtocol):
     """Sends the next message when the last one is back, as often as it is told."""
 
     def start(self, loop: Loop, count: int) -> asyncio.Future[None]:
@@ -140,7 +130,7 @@ async def echo_1k_held(loop: Loop, count: int) -> None:
 
 
 async def _echo(loop: Loop, count: int, sockets: list[socket.socket]) -> None:
-    echo, _ = await loop.connect_accepted_socket(Echo, sockets.pop())
+    echo, _ = await loop.connect_accepted_socket(EchoProtocol, sockets.pop())
     transport, client = await loop.connect_accepted_socket(Client, sockets.pop())
     await client.start(loop, count)
     transport.close()

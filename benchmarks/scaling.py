@@ -23,18 +23,9 @@ import time
 from typing import Any
 
 from loops import LOOPS, LoopFactory, LoopUnavailableError
+from protocols import EchoProtocol
 
 MESSAGE = bytes(range(256)) * 4
-
-
-class Echo(asyncio.Protocol):
-    transport: asyncio.Transport
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport  # type: ignore[assignment]
-
-    def data_received(self, data: bytes) -> None:
-        self.transport.write(data)
 
 
 class Client(asyncio.Protocol):
@@ -86,7 +77,7 @@ class Worker(threading.Thread):
 
     async def measure(self) -> float:
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(Echo, "127.0.0.1", self.port, reuse_port=True)
+        server = await loop.create_server(EchoProtocol, "127.0.0.1", self.port, reuse_port=True)
         # All listen before anybody connects, so that the connections are spread over all.
         await loop.run_in_executor(None, self.gate.wait)
         clients = [

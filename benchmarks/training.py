@@ -10,7 +10,6 @@ needed, because wheels are built where nothing else is.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import ssl
 import sys
@@ -18,6 +17,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator
 
 import cpploop
+from protocols import EchoBufferedProtocol, EchoProtocol, echo_stream
 
 Loop = asyncio.AbstractEventLoop
 SMALL = bytes(1024)
@@ -106,31 +106,7 @@ async def threads() -> None:
 # ---- servers and their clients ------------------------------------------------------------------
 
 
-class Echo(asyncio.Protocol):
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self.transport.write(data)
-
-
-class BufferedEcho(asyncio.BufferedProtocol):
-    def __init__(self) -> None:
-        self.buffer = bytearray(256 * 1024)
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-
-    def get_buffer(self, sizehint: int) -> bytearray:
-        return self.buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self.transport.write(bytes(memoryview(self.buffer)[:nbytes]))
-
-
-class Http(Echo):
+class Http(EchoProtocol):
     """Answers as servers do: a head and a body, a time-out for each request, in parts of a turn."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -214,7 +190,7 @@ async def rounds(
 
 
 async def protocols(contexts: Contexts = PLAIN) -> None:
-    for factory in (Echo, BufferedEcho):
+    for factory in (EchoProtocol, EchoBufferedProtocol):
         await rounds(factory, SMALL, len(SMALL), (1, 1_000), contexts)
         await rounds(factory, SMALL, len(SMALL), (32, 100), contexts)
         await rounds(factory, LARGE, len(LARGE), (4, 30), contexts)
@@ -222,17 +198,8 @@ async def protocols(contexts: Contexts = PLAIN) -> None:
     await rounds(Http, REQUEST * 8, 8 * (len(HEAD) + 13), (4, 50), contexts)
 
 
-async def stream_echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(ConnectionError):
-        while data := await reader.read(256 * 1024):
-            writer.write(data)
-            await writer.drain()
-        writer.close()
-        await writer.wait_closed()
-
-
 async def streams(contexts: Contexts = PLAIN) -> None:
-    server = await asyncio.start_server(stream_echo, "127.0.0.1", 0, ssl=contexts[0])
+    server = await asyncio.start_server(echo_stream, "127.0.0.1", 0, ssl=contexts[0])
 
     async def client(message: bytes, count: int) -> None:
         address = server.sockets[0].getsockname()[:2]
@@ -277,7 +244,7 @@ async def bulk(contexts: Contexts = PLAIN) -> None:
 
 async def connections(contexts: Contexts = PLAIN) -> None:
     for _ in range(20 if contexts[0] else 300):
-        await rounds(Echo, b"ping", 4, (1, 1), contexts)
+        await rounds(EchoProtocol, b"ping", 4, (1, 1), contexts)
 
 
 # ---- what is not a stream -----------------------------------------------------------------------

@@ -12,58 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import cast
 
 import hosting
 
-READ_SIZE = 256 * 1024
-
-
-class EchoProtocol(asyncio.Protocol):
-    """Writes each piece as it arrives."""
-
-    transport: asyncio.Transport
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
-
-    def data_received(self, data: bytes) -> None:
-        self.transport.write(data)
-
-
-class EchoBufferedProtocol(asyncio.BufferedProtocol):
-    """Receives into its own buffer.
-
-    What it writes is a copy: the buffer is filled again by the next read, and asyncio itself keeps
-    a reference to a memoryview it could not send at once.
-    """
-
-    transport: asyncio.Transport
-
-    def __init__(self) -> None:
-        self.buffer = bytearray(READ_SIZE)
-        self.view = memoryview(self.buffer)
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
-
-    def get_buffer(self, sizehint: int) -> bytearray:
-        return self.buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self.transport.write(bytes(self.view[:nbytes]))
-
-
-async def echo_stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """One connection of the streams server."""
-    try:
-        while data := await reader.read(READ_SIZE):
-            writer.write(data)
-            await writer.drain()
-    except ConnectionError:
-        pass  # The load generator leaves with answers in flight.
-    finally:
-        writer.close()
+from protocols import READ_SIZE, EchoBufferedProtocol, EchoProtocol, echo_stream
 
 
 async def echo_sock(connection: socket.socket) -> None:
