@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Builds cpploop so that it counts what it does, has it do what loops do, and keeps the counts.
 
-    python scripts/pgo.py FOLDER [--source FOLDER] [PIP OPTION...]
+    python scripts/pgo.py FOLDER [PIP OPTION...]
 
 FOLDER gets the profile, and is emptied first; a build of the same sources by the same compiler
 takes it with the options of CMake CPPLOOP_PGO=use and CPPLOOP_PGO_PROFILE=FOLDER. It is made for
-the Python that runs this, from the checkout or from --source; what else is given goes to pip
+the Python that runs this, from the sources around this file; what else is given goes to pip
 (--no-build-isolation, where what the build requires is installed). Needs GCC.
 
 scripts/venv.sh --pgo, scripts/wheels.py and cibuildwheel (pyproject.toml) call it.
@@ -26,7 +26,7 @@ REPO = Path(__file__).resolve().parent.parent
 TLS_PATHS = ("direct", "bio")
 
 
-def build(source: Path, profile: Path, folder: Path, pip_options: list[str]) -> Path:
+def build(profile: Path, folder: Path, pip_options: list[str]) -> Path:
     """Builds and installs what counts; returns where it can be imported from."""
     target = folder / "installed"
     settings = {
@@ -38,13 +38,13 @@ def build(source: Path, profile: Path, folder: Path, pip_options: list[str]) -> 
     command += ["--disable-pip-version-check", "--target", str(target), *pip_options]
     for name, value in settings.items():
         command += ["-C", f"{name}={value}"]
-    subprocess.run([*command, str(source)], check=True)
+    subprocess.run([*command, str(REPO)], check=True)
     return target
 
 
-def train(source: Path, installed: Path) -> None:
+def train(installed: Path) -> None:
     # In front of anything else of that name; and -P: nothing of the current folder's.
-    folders = [str(installed), str(source / "benchmarks")]
+    folders = [str(installed), str(REPO / "benchmarks")]
     code = f"import sys; sys.path[:0] = {folders!r}; import training; training.main()"
     for path in TLS_PATHS:
         subprocess.run(
@@ -60,15 +60,13 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("profile", type=Path, metavar="FOLDER")
-    parser.add_argument("--source", type=Path, default=REPO, help="what is built (default: here)")
     options, pip_options = parser.parse_known_args()
     profile = options.profile.resolve()
     shutil.rmtree(profile, ignore_errors=True)
     profile.mkdir(parents=True)
     # Beside the profile: an interpreter in a chroot sees no other folder for certain.
     with tempfile.TemporaryDirectory(dir=profile.parent, prefix="profile-") as folder:
-        installed = build(options.source.resolve(), profile, Path(folder), pip_options)
-        train(options.source.resolve(), installed)
+        train(build(profile, Path(folder), pip_options))
     counts = len(list(profile.glob("*.gcda")))
     if not counts:
         print(f"cpploop: the training left nothing in {profile}", file=sys.stderr)

@@ -111,7 +111,6 @@ class Wheel:
 
     path: Path
     symbols: Path
-    profile: Path | None
     problems: list[str]
     notes: list[str]
 
@@ -226,6 +225,8 @@ def sdist_problems(sdist: Path) -> Iterator[str]:
 
 
 def unpack(sdist: Path, folder: Path) -> Path:
+    """Unpacks the source distribution into FOLDER, which holds nothing else then."""
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     with tarfile.open(sdist) as archive:
         archive.extractall(folder, filter="data")
@@ -249,18 +250,19 @@ def build_wheel(
     isolation: Isolation,
     sdist: Path,
     folder: Path,
+    out: Path,
     profile: Path | None,
 ) -> tuple[Path, Path]:
-    """Unpacks the source distribution in FOLDER and builds there; the wheel and its symbols."""
+    """Builds in FOLDER; the wheel and its symbols, which are in OUT."""
     source = unpack(sdist, folder)
     pip = ["-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-cache-dir"]
     if profile is not None:
         pip += ["-C", "cmake.define.CPPLOOP_PGO=use"]
         pip += ["-C", f"cmake.define.CPPLOOP_PGO_PROFILE={profile}"]
-    isolation.run(*interpreter.command(*pip, "-w", folder / "out", "."), cwd=source)
-    (wheel,) = (folder / "out").glob("*.whl")
+    isolation.run(*interpreter.command(*pip, "-w", out, "."), cwd=source)
+    (wheel,) = out.glob("*.whl")
     (symbols,) = source.glob("build/*/_native*.debug")
-    return wheel, symbols
+    return wheel, Path(shutil.copy(symbols, out))
 
 
 def pack(files: dict[str, Path], target: Path, epoch: str) -> None:
@@ -375,56 +377,42 @@ def check_wheel(
     pgo: bool,
 ) -> Wheel:
     work = WORK / slug(interpreter.name)
+    folder, another_folder = work / "a", work / "another" / "folder"
     profile = None
     if pgo:
         profile = work / "profile"
-        make_profile(interpreter, isolation, sdist, work / "a", profile)
-        shutil.rmtree(work / "a")
-    first, symbols = build_wheel(interpreter, isolation, sdist, work / "a", profile)
+        another_folder = folder
+        make_profile(interpreter, isolation, sdist, folder, profile)
+    first, symbols = build_wheel(interpreter, isolation, sdist, folder, work / "first", profile)
     problems = list(content_problems(first))
     problems += module_problems(extract_module(first, work), symbols, work)
     tag, refusals = platform_tag(first)
     problems += refusals
-    notes = [tag, smoke(interpreter, isolation, first, work / "installed")]
+    notes = ["without a profile" if profile is None else "by profile", tag]
+    notes.append(smoke(interpreter, isolation, first, work / "installed"))
     epoch = isolation.environment["SOURCE_DATE_EPOCH"]
-    packed = work / f"{first.stem}.debug.tar.gz"
+    packed = out / f"{first.stem}.debug.tar.gz"
     pack({f"cpploop/{symbols.name}": symbols}, packed, epoch)
-    packed_profile = None
     if profile is not None:
-        packed_profile = work / f"{first.stem}.profile.tar.gz"
-        pack({file.name: file for file in profile.iterdir()}, packed_profile, epoch)
-        shutil.copy(packed_profile, out)
+        counts = {file.name: file for file in profile.iterdir()}
+        pack(counts, out / f"{first.stem}.profile.tar.gz", epoch)
     if twice:
-        again = work / "another" / "folder"
-        if pgo:
-            (work / "a").rename(work / "first")
-            first, symbols = (
-                work / "first" / path.relative_to(work / "a") for path in (first, symbols)
-            )
-            again = work / "a"
-        second, second_symbols = build_wheel(interpreter, isolation, sdist, again, profile)
+        second, second_symbols = build_wheel(
+            interpreter, isolation, sdist, another_folder, work / "second", profile
+        )
         same = sha256(first) == sha256(second) and sha256(symbols) == sha256(second_symbols)
         if same:
             notes.append("same twice")
         else:
             problems.append("is another file when it is built again")
-    for file in (first, packed):
-        shutil.copy(file, out)
-    return Wheel(first, packed, packed_profile, problems, notes)
+    shutil.copy(first, out)
+    return Wheel(first, packed, problems, notes)
 
 
 def line_of(wheel: Wheel, seconds: float) -> str:
     size = f"{wheel.path.stat().st_size / 1024:.0f} KiB"
     symbols = f"symbols {wheel.symbols.stat().st_size / 1024:.0f} KiB"
-    profile = "by profile" if wheel.profile else "without a profile"
-    facts = [
-        size,
-        symbols,
-        profile,
-        *wheel.notes,
-        f"sha256 {sha256(wheel.path)[:16]}",
-        f"{seconds:.0f} s",
-    ]
+    facts = [size, symbols, *wheel.notes, f"sha256 {sha256(wheel.path)[:16]}", f"{seconds:.0f} s"]
     return f"{'FAIL' if wheel.problems else 'ok  '} {wheel.path.name}: {', '.join(facts)}"
 
 
