@@ -142,15 +142,16 @@ def current_commit() -> str:
 
 
 def current_code() -> str:
-    """A hash of what is built and installed, of the commit that is checked out."""
-    trees = subprocess.run(
-        ["git", "rev-parse", *(f"HEAD:{path}" for path in CODE)],
-        cwd=REPO,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return hashlib.sha256(trees.stdout.encode()).hexdigest()[:8]
+    """A hash of what is built and installed, with a + where the checkout is not its commit's."""
+
+    def git(*command: str) -> str:
+        return subprocess.run(
+            ["git", *command], cwd=REPO, capture_output=True, text=True, check=True
+        ).stdout
+
+    trees = git("rev-parse", *(f"HEAD:{path}" for path in CODE))
+    changed = git("status", "--porcelain", "--", *CODE)
+    return hashlib.sha256(trees.encode()).hexdigest()[:8] + ("+" if changed else "")
 
 
 def figures(text: str) -> str:
@@ -225,19 +226,11 @@ def run_sanitized_tls(matrix: Matrix, name: str) -> None:
 
 
 def kept_rows(out: Path) -> list[list[str]]:
-    """The cells of the table's rows; older ones have no date, or no code."""
-    if not out.exists():
-        return []
-    rows = []
-    for line in out.read_text().splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if cells[0] in (COLUMNS[0], "---") or not len(COLUMNS) - 2 <= len(cells) <= len(COLUMNS):
-            continue
-        if len(cells) < len(COLUMNS):
-            cells.insert(COLUMNS.index("code"), "")
-        cells += [""] * (len(COLUMNS) - len(cells))
-        rows.append(cells)
-    return rows
+    """The cells of the table's rows."""
+    text = out.read_text() if out.exists() else ""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    heads = (COLUMNS[0], "---")
+    return [cells for cells in rows if len(cells) == len(COLUMNS) and cells[0] not in heads]
 
 
 def table_line(cells: Sequence[str]) -> str:

@@ -78,19 +78,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def take_sample(config: pytest.Config, items: list[pytest.Item], word: str) -> None:
     """Deselects all but one item of each test function."""
 
-    def lot(item: pytest.Item) -> int:
-        return zlib.crc32(f"{word} {item.nodeid}".encode())
-
-    drawn: dict[str, pytest.Item] = {}
-    for item in items:
-        function = item.nodeid.partition("[")[0]
-        best = drawn.setdefault(function, item)
+    def lot(item: pytest.Item) -> tuple[bool, int]:
         # What is skipped beforehand would take the place of one that runs.
-        if (is_skipped(item), lot(item)) < (is_skipped(best), lot(best)):
-            drawn[function] = item
-    chosen = {id(item) for item in drawn.values()}
-    config.hook.pytest_deselected(items=[item for item in items if id(item) not in chosen])
-    items[:] = [item for item in items if id(item) in chosen]
+        return is_skipped(item), zlib.crc32(f"{word} {item.nodeid}".encode())
+
+    functions: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        functions.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    chosen = {min(function, key=lot) for function in functions.values()}
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = [item for item in items if item in chosen]
 
 
 def is_skipped(item: pytest.Item) -> bool:

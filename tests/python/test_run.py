@@ -289,6 +289,10 @@ def test_public_names_and_signatures() -> None:
     assert isinstance(cpploop.__version__, str)
     info = cpploop.build_info()
     assert isinstance(info, dict) and all(isinstance(key, str) for key in info)
+    assert info["build_type"] in ("Release", "RelWithDebInfo", "Debug")
+    assert info["lto"] in (True, False) and info["pgo"] in ("", "generate", "use")
+    documented = (inspect.getdoc(cpploop.build_info) or "").partition("Keys: ")[2].partition(".")[0]
+    assert {key.split()[0] for key in documented.split(",")} == set(info)
     for name in ("new_event_loop", "EventLoop", "Loop", "run", "install", "EventLoopPolicy"):
         assert name in cpploop.__all__ and hasattr(cpploop, name)
 
