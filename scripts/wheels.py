@@ -4,7 +4,7 @@
     scripts/wheels.py                          every Python that scripts/pythons.sh knows of
     scripts/wheels.py --python 3.13            one Python (a name of pythons.sh, or `newest`)
     scripts/wheels.py --once                   without the second build that proves reproducibility
-    scripts/wheels.py --no-pgo                 without a profile: half the time, a slower module
+    scripts/wheels.py --no-pgo                 without a profile: one build less, a slower module
     scripts/wheels.py --out FOLDER             where the results go (default: dist)
 
 Each wheel is built from the unpacked source distribution, the way a packager would: without build
