@@ -30,6 +30,8 @@ def matrix_of(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> A
     """Makes a matrix that keeps its table and its logs in a folder of the test's."""
     monkeypatch.setattr(script, "LOGS", tmp_path)
     monkeypatch.setattr(script, "not_at_hand", list)
+    # A row says when the control did not run, and who runs these tests may have left it out.
+    monkeypatch.delenv("CPPLOOP_TESTS", raising=False)
 
     def make(code: str = "c0de", **settings: Any) -> Any:
         return script.Matrix(out=tmp_path / "matrix.md", commit="abc", code=code, **settings)
@@ -62,6 +64,16 @@ def test_a_row_is_kept_as_soon_as_it_has_run(script: Any, matrix_of: Any) -> Non
         ("other tests", "pass", "0ther"),
         ("tests", "pass", "c0de"),
     ]
+
+
+def test_a_row_says_that_the_control_did_not_run(
+    script: Any, matrix_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matrix = matrix_of()
+    monkeypatch.setenv("CPPLOOP_TESTS", "cpploop")
+    assert matrix.run("3.13", "tests", PASSES)
+    [row] = script.kept_rows(matrix.out)
+    assert row[3] == "3 passed, without the control on asyncio"
 
 
 def test_resuming_runs_what_has_not_passed_with_this_code(matrix_of: Any) -> None:
