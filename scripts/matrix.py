@@ -4,6 +4,7 @@
     python scripts/matrix.py --resume          what has not passed with the code as it is now
     python scripts/matrix.py --only 3.13t      one Python
     python scripts/matrix.py --what TLS        only what has this in its name
+    python scripts/matrix.py --jobs 4          so many tests at once: much of their time is waiting
     python scripts/matrix.py --out FILE        the table (default: docs/dev/matrix.md)
     CPPLOOP_TESTS=cpploop python scripts/matrix.py   without asyncio's own run of each test
 
@@ -39,8 +40,6 @@ COLUMNS = ("Python", "what", "outcome", "result", "s", "code", "commit", "date")
 CODE = ("core", "binding", "python", "cmake", "CMakeLists.txt")
 # In front of a Python's name: its TLS tests under sanitizers.
 SANITIZED = "asan-"
-PYTEST = ["-m", "pytest", "-q", "-n", "2", "--dist", "loadfile"]
-PARALLEL = ["PYTEST_ARGS=-q -n 2 --dist loadfile"]
 
 
 @dataclass
@@ -64,10 +63,16 @@ class Matrix:
     out: Path
     resume: bool = False
     wanted: str = ""
+    # Tests at once.
+    jobs: int = 2
     rows: list[Row] = field(default_factory=list)
     # Before the table itself makes the checkout another one.
     commit: str = field(default_factory=lambda: current_commit())
     code: str = field(default_factory=lambda: current_code())
+
+    def pytest_options(self) -> list[str]:
+        """Each file's tests in one process and in order, several files at a time."""
+        return ["-q", "-n", str(self.jobs), "--dist", "loadfile"]
 
     def run(self, python: str, what: str, command: list[str], **environment: str) -> bool:
         """Runs one cell; its whole output goes to a log, its last figures into the table."""
@@ -182,7 +187,7 @@ def run_python(matrix: Matrix, name: str) -> None:
     if not matrix.run(name, "build", ["scripts/venv.sh", "--try", "demo", name, venv]):
         return
     python = [f"{venv}/run", f"{venv}/bin/python"]
-    matrix.run(name, "Python tests", [*python, *PYTEST])
+    matrix.run(name, "Python tests", [*python, "-m", "pytest", *matrix.pytest_options()])
     matrix.run(name, "asyncio's own tests", [*python, "tests/conformance/run.py"])
     # The TLS tests take every path by themselves; CPython's own have to be told.
     suites = ["--suite", "test_ssl", "--suite", "test_sslproto"]
@@ -202,7 +207,8 @@ def run_engine(matrix: Matrix) -> None:
 
 
 def run_sanitized(matrix: Matrix) -> None:
-    matrix.run("newest", "Python tests, ASan and UBSan", ["make", "asan-python", *PARALLEL])
+    options = f"PYTEST_ARGS={' '.join(matrix.pytest_options())}"
+    matrix.run("newest", "Python tests, ASan and UBSan", ["make", "asan-python", options])
     what = "asyncio's own tests, ASan and UBSan"
     matrix.run("newest", what, ["make", "asan-conformance"])
 
@@ -220,7 +226,7 @@ def run_sanitized_tls(matrix: Matrix, name: str) -> None:
     matrix.run(
         name,
         "TLS tests, ASan and UBSan",
-        ["scripts/sanitized.sh", "python", name, *PYTEST[2:], *files],
+        ["scripts/sanitized.sh", "python", name, *matrix.pytest_options(), *files],
         CPPLOOP_TESTS="cpploop",
     )
 
@@ -260,12 +266,18 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, default=REPO / "docs" / "dev" / "matrix.md")
     parser.add_argument("--what", default="", help="a part of the name of what is to run")
+    parser.add_argument("--jobs", type=int, default=2, help="Python tests at once (default: 2)")
     parser.add_argument(
         "--resume", action="store_true", help="leave out what has passed with this code"
     )
     arguments = parser.parse_args()
     LOGS.mkdir(parents=True, exist_ok=True)
-    matrix = Matrix(out=arguments.out, resume=arguments.resume, wanted=arguments.what)
+    matrix = Matrix(
+        out=arguments.out,
+        resume=arguments.resume,
+        wanted=arguments.what,
+        jobs=arguments.jobs,
+    )
     at_hand = pythons()
     sanitized = [f"{SANITIZED}{name}" for name in at_hand]
     wanted = arguments.only or ["engine", *at_hand, "asan", *sanitized]
