@@ -1,28 +1,33 @@
 """Cells that are one process: a small program repeated until the time is up, or measured once.
 
-    python benchmarks/in_process.py repeat MODULE FUNCTION LOOP SECONDS
+    python benchmarks/in_process.py repeat MODULE FUNCTION LOOP
     python benchmarks/in_process.py probe FUNCTION LOOP
 
 The function of a module of rows is given the running loop and returns a batch: something to await
-that does its work and says how many operations that was. A probe is a function of footprint_rows.
-Either prints one line of JSON.
+that does its work and says how many operations that was. It is repeated for as many seconds as
+each line of stdin says, after a first line that says it is ready. A probe is a function of
+footprint_rows. What is measured is a line of JSON.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import json
 import resource
+import select
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import harness
 import loops
 from catalogue import Probed, Repeated
+from rounds import turn
 
 Loop = asyncio.AbstractEventLoop
 # Does one batch on the running loop and returns how many operations that was.
@@ -39,50 +44,142 @@ def children_cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def repeat(maker: Maker, loop_name: str, seconds: float) -> dict[str, float]:
-    """Run batches on a fresh loop for that long."""
+def repeat(maker: Maker, loop_name: str, orders: Iterable[str], say: Callable[[str], None]) -> None:
+    """Prepare on a fresh loop and say so; then run batches for as long as each order says."""
 
-    async def measure() -> dict[str, float]:
+    async def measure() -> None:
         batch = maker(loops.check_running(loop_name))
         await batch()  # Caches, freelists and pool threads exist from here on.
-        operations = 0
-        busy = harness.machine_busy_seconds()
-        children = children_cpu_seconds()
-        cpu, start = time.process_time(), time.perf_counter()
-        while (elapsed := time.perf_counter() - start) < seconds:
-            operations += await batch()
-        cpu = time.process_time() - cpu
-        ours = cpu + children_cpu_seconds() - children
-        others = max(0.0, harness.machine_busy_seconds() - busy - ours) / elapsed
-        return {
-            "value": operations / elapsed,
-            "cpu_us": cpu / operations * 1e6,
-            "operations": operations,
-            "elapsed": elapsed,
-            "cpu": cpu,
-            "others_busy": others,
-        }
+        say("{}")
+        # The loop waits with us: nothing of it runs between two slices.
+        for order in orders:
+            say(json.dumps(await slice_of(batch, float(order))))
 
     with asyncio.Runner(loop_factory=loops.LOOPS[loop_name].load()) as runner:
-        return runner.run(measure())
+        runner.run(measure())
 
 
-def cell(run: Repeated | Probed, loop_name: str, seconds: float, cpu: int) -> dict[str, Any]:
-    """Measure one cell in a fresh process."""
-    if isinstance(run, Repeated):
-        arguments = ["repeat", run.module, run.function, loop_name, str(seconds)]
-        limit = seconds * 10 + 60
-    else:
-        arguments = ["probe", run.function, loop_name]
-        limit = PROBE_LIMIT_SECONDS
+async def slice_of(batch: Batch, seconds: float) -> dict[str, float]:
+    """What batches do in that time, the last one's rest included."""
+    operations = 0
+    busy = harness.machine_busy_seconds()
+    children = children_cpu_seconds()
+    cpu, start = time.process_time(), time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < seconds:
+        operations += await batch()
+    cpu = time.process_time() - cpu
+    ours = cpu + children_cpu_seconds() - children
+    others = max(0.0, harness.machine_busy_seconds() - busy - ours)
+    return {"operations": operations, "elapsed": elapsed, "cpu": cpu, "others": others}
+
+
+def joined(slices: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """A cell of what was measured in several slices, with each one's own figures."""
+    whole = {name: sum(part[name] for part in slices) for name in slices[0]}
+    cell: dict[str, Any] = {
+        "value": whole["operations"] / whole["elapsed"],
+        "cpu_us": whole["cpu"] / whole["operations"] * 1e6,
+        "operations": whole["operations"],
+        "elapsed": whole["elapsed"],
+        "cpu": whole["cpu"],
+        "others_busy": whole["others"] / whole["elapsed"],
+    }
+    if len(slices) > 1:
+        cell["slices"] = [
+            {
+                "value": part["operations"] / part["elapsed"],
+                "cpu_us": part["cpu"] / part["operations"] * 1e6,
+            }
+            for part in slices
+        ]
+    return cell
+
+
+class Worker:
+    """A process that repeats a row's program whenever it is told to."""
+
+    def __init__(self, run: Repeated, loop_name: str, cpu: int) -> None:
+        self._errors = tempfile.TemporaryFile("w+")
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, "repeat", run.module, run.function, loop_name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=harness.child_environment(),
+            preexec_fn=harness.pin(cpu),
+        )
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        # What it prepared may have threads that never end.
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._errors):
+            assert stream is not None
+            with contextlib.suppress(OSError):
+                stream.close()
+
+    def answer(self, limit: float) -> dict[str, Any]:
+        """Its next line, or the reason why there is none."""
+        assert self._process.stdout is not None
+        readable, _, _ = select.select([self._process.stdout], [], [], limit)
+        if not readable:
+            return {"error": "hangs"}
+        try:
+            found: dict[str, Any] = json.loads(self._process.stdout.readline())
+        except json.JSONDecodeError:
+            status = self._process.wait()
+            self._errors.seek(0)
+            return {"error": f"exits with {status}: {harness.last_line(self._errors.read())}"}
+        return found
+
+    def work(self, seconds: float) -> dict[str, Any]:
+        """One slice."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # Its answer says why it is gone.
+            self._process.stdin.write(f"{seconds}\n".encode())
+            self._process.stdin.flush()
+        return self.answer(seconds * 10 + 60)
+
+
+def cells_in_turns(
+    run: Repeated, loop_names: Sequence[str], seconds: float, slices: int, cpu: int
+) -> dict[str, dict[str, Any]]:
+    """A cell for each loop, in a fresh process each, whose slices are made in turns."""
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in loop_names}
+    with contextlib.ExitStack() as stack:
+        workers = {}
+        for name in loop_names:
+            # One after the other, so that none prepares while another one does.
+            worker = stack.enter_context(Worker(run, name, cpu))
+            ready = worker.answer(60)
+            if "error" in ready:
+                found[name] = [ready]
+            else:
+                workers[name] = worker
+        for number in range(slices):
+            for name in turn(list(workers), number):
+                result = workers[name].work(seconds / slices)
+                if "error" in result:
+                    found[name] = [result]
+                    del workers[name]
+                else:
+                    found[name].append(result)
+    return {name: own[0] if "error" in own[0] else joined(own) for name, own in found.items()}
+
+
+def probe(run: Probed, loop_name: str, cpu: int) -> dict[str, Any]:
+    """Measure once in a fresh process."""
     try:
         done = subprocess.run(
-            [sys.executable, __file__, *arguments],
+            [sys.executable, __file__, "probe", run.function, loop_name],
             capture_output=True,
             text=True,
             env=harness.child_environment(),
             preexec_fn=harness.pin(cpu),
-            timeout=limit,
+            timeout=PROBE_LIMIT_SECONDS,
             check=False,
         )
         result: dict[str, Any] = json.loads(done.stdout)
@@ -94,18 +191,20 @@ def cell(run: Repeated | Probed, loop_name: str, seconds: float, cpu: int) -> di
 
 
 def main() -> None:
+    def say(line: str) -> None:
+        print(line, flush=True)
+
     match sys.argv[1:]:
-        case ["repeat", module, function, loop_name, seconds]:
+        case ["repeat", module, function, loop_name]:
             maker: Maker = getattr(importlib.import_module(module), function)
-            result = repeat(maker, loop_name, float(seconds))
+            repeat(maker, loop_name, iter(sys.stdin.readline, ""), say)
         case ["probe", function, loop_name]:
-            probe: Callable[[str], dict[str, float]] = getattr(
+            probe_function: Callable[[str], dict[str, float]] = getattr(
                 importlib.import_module("footprint_rows"), function
             )
-            result = probe(loop_name)
+            say(json.dumps(probe_function(loop_name)))
         case _:
             sys.exit(__doc__)
-    print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

@@ -30,9 +30,10 @@ How it is done, and how to repeat it, is in [benchmarks/README.md](../benchmarks
 `benchmarks/performance_page.py` writes this page from stored results; do not edit.
 
 Absolute figures belong to the machine that made them. Compare inside a row, and treat differences
-below 5 % as noise: `±` is half the range of the rounds. `x` columns are medians of ratios taken
-within a round and say how many times as good a loop is, also where a lower figure is better. CPU
-per request moves far less than the clock does.
+below 5 % as noise: `±` is half the range of the rounds. `x` columns are medians of ratios between
+figures that were measured one shortly after the other, and say how many times as good a loop is,
+also where a lower figure is better. So they can differ from the quotient of two columns. CPU per
+request moves far less than the clock does.
 """
 
 

@@ -1,7 +1,8 @@
 """From cells to tables: medians, spread, paired ratios, and what the reader must be told.
 
-Ratios are paired: taken within a round, where both loops met the same machine, and the median of
-those is printed. They say how many times as good a loop is, also where a lower figure is better.
+Ratios are paired: taken within a slice of a round, where both loops met the same machine, and
+their median is printed. They say how many times as good a loop is, also where a lower figure is
+better.
 """
 
 from __future__ import annotations
@@ -70,6 +71,16 @@ class RowSummary:
         field = field or self.measure.field
         return {n: cell[field] for n, cell in self.cells(name).items() if cell.get(field)}
 
+    def parts(self, name: str, field: str | None = None) -> dict[tuple[int, int], float]:
+        """One field by round and slice: what was measured close together in time."""
+        field = field or self.measure.field
+        return {
+            (number, index): part[field]
+            for number, cell in self.cells(name).items()
+            for index, part in enumerate(cell.get("slices", [cell]))
+            if part.get(field)
+        }
+
     def median(self, name: str, field: str | None = None) -> float | None:
         values = self.values(name, field).values()
         return statistics.median(values) if values else None
@@ -80,9 +91,9 @@ class RowSummary:
         return (max(values) - min(values)) / 2 / statistics.median(values)
 
     def quotient(self, name: str, other: str, field: str | None = None) -> float | None:
-        """The median over rounds of this loop's figure in multiples of another's."""
-        mine, theirs = self.values(name, field), self.values(other, field)
-        paired = [mine[number] / theirs[number] for number in mine.keys() & theirs.keys()]
+        """The median of this loop's figure in multiples of another's, in each round's slices."""
+        mine, theirs = self.parts(name, field), self.parts(other, field)
+        paired = [mine[key] / theirs[key] for key in mine.keys() & theirs.keys()]
         return statistics.median(paired) if paired else None
 
     def ratio(self, name: str, other: str) -> float | None:
@@ -105,7 +116,13 @@ class RowSummary:
         return [name for name in self.ranked() if name.partition("-")[0] != SUBJECT]
 
     def best_rival(self) -> str | None:
-        return next(iter(self.rivals()), None)
+        """The one that ours stands worst against, slice by slice; without ours, the best."""
+        against = {
+            name: ratio
+            for name in self.rivals()
+            if (ratio := self.ratio(SUBJECT, name)) is not None
+        }
+        return min(against, key=against.__getitem__) if against else next(iter(self.rivals()), None)
 
     def against_best(self) -> float | None:
         """Ours beside the best rival; below 1 the row is lost."""
@@ -213,7 +230,8 @@ def _facts(rows: Sequence[RowSummary]) -> list[str]:
     seconds = plan.get("served_seconds", plan.get("seconds"))
     alone = plan.get("repeated_seconds", seconds)
     other = f", {alone:g} s one without a server" if alone != seconds else ""
-    lines.append(f"rounds: {plan['rounds']}, interleaved, {seconds:g} s a cell{other}{cold}")
+    turns = f", in {plan['slices']} turns" if plan.get("slices", 1) > 1 else ""
+    lines.append(f"rounds: {plan['rounds']}, interleaved, {seconds:g} s a cell{other}{turns}{cold}")
     if "latency_seconds" in plan and any(row.is_latency for row in rows):
         lines.append(f"rows of latency: {plan['latency_seconds']:g} s a cell")
     return lines

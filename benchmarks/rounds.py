@@ -15,6 +15,7 @@ from catalogue import Probed, Repeated, Row, Served
 CONTROL_LIMIT = 0.10
 SERVER_START_SECONDS = 0.6  # About what starting a server and ending it takes.
 PROCESS_SECONDS = 0.35  # About what starting the process and importing the loop takes.
+SLICE_START_SECONDS = 0.05  # Of the load generator.
 # A machine that pauses for 10 ms decides the 99th percentile of a second, not that of two.
 TAIL_WINDOWS = 2
 
@@ -29,6 +30,8 @@ class Settings:
     warmup: float
     repeated_seconds: float
     again: int  # How many rounds of a row may be made again when its control moved.
+    # Into how many pieces a cell's time is cut; between two of them all other loops have theirs.
+    slices: int = 1
 
     @property
     def latency_seconds(self) -> float:
@@ -39,10 +42,10 @@ class Settings:
 SETTINGS = {
     settings.name: settings
     for settings in (
-        Settings("bench", 3, 1.0, 0.3, 0.3, 2),
-        Settings("full", 5, 2.0, 0.5, 0.5, 3),
-        Settings("row", 5, 1.5, 0.5, 0.5, 3),
-        Settings("quick", 2, 0.4, 0.1, 0.1, 0),
+        Settings("bench", 3, 1.0, 0.2, 0.4, 1, slices=5),
+        Settings("full", 3, 2.4, 0.4, 0.8, 1, slices=8),
+        Settings("row", 3, 2.4, 0.4, 0.8, 1, slices=8),
+        Settings("quick", 2, 0.4, 0.1, 0.1, 0, slices=2),
     )
 }
 
@@ -70,6 +73,17 @@ def rotated(names: Sequence[str], number: int, index: int) -> list[str]:
     """
     first = (number + index) % len(names)
     return [*names[first:], *names[:first]]
+
+
+def turn(names: Sequence[str], number: int) -> list[str]:
+    """The loops in one slice of a round: another one first each time, every other time backwards.
+
+    None is always behind the same one, and none always early while the machine changes its speed.
+    """
+    if not names:
+        return []
+    order = rotated(names, number // 2, 0)
+    return order[::-1] if number % 2 else order
 
 
 def moved_rounds(control: Mapping[int, float]) -> dict[int, float]:
@@ -103,6 +117,20 @@ def missing_rounds(control: Mapping[int, float], made: int, settings: Settings) 
     return max(0, min(wanted, settings.again) - already)
 
 
+def sliced(row: Row) -> bool:
+    """Whether the row's loops take turns within a round.
+
+    Not where a server is never idle and would disturb the next one, nor where the figure is of the
+    whole time: a percentile, a peak, a process that does its work once.
+    """
+    match row.run:
+        case Served(load_share=None, never_idle=False):
+            return row.measure.field == "value"
+        case Repeated():
+            return True
+    return False
+
+
 def window_seconds(row: Row, settings: Settings) -> float:
     """How long the load generator measures."""
     return settings.latency_seconds if row.measure.is_tail else settings.served_seconds
@@ -112,7 +140,10 @@ def cell_seconds(row: Row, settings: Settings) -> float:
     """About what one cell of a row takes."""
     match row.run:
         case Served():
-            return settings.warmup + window_seconds(row, settings) + SERVER_START_SECONDS
+            starts = settings.slices if sliced(row) else 1
+            load = window_seconds(row, settings) + starts * SLICE_START_SECONDS
+            # Each further slice has half of the first one's warm-up.
+            return settings.warmup * (starts + 1) / 2 + load + SERVER_START_SECONDS
         case Repeated():
             return settings.repeated_seconds + PROCESS_SECONDS
         case Probed(seconds=seconds):

@@ -41,9 +41,10 @@ from rounds import (
     expected_seconds,
     missing_rounds,
     rotated,
+    sliced,
     window_seconds,
 )
-from served import Cores, ServedCells
+from served import Cores, ServedCells, Window
 
 WEB_LIBRARIES = ("uvicorn", "httptools", "aiohttp")
 Probes = dict[str, dict[str, str]]
@@ -83,16 +84,36 @@ class Runner:
 
     def _round(self, run: RowRun, index: int) -> None:
         number = run.results.rounds_made
+        names = rotated(run.loops, number, index)
+        living = [name for name in names if not run.results.failed(name)]
+        made = self._in_turns(run, living) if sliced(run.row) else self._one_by_one(run, living)
         cells = []
-        for name in rotated(run.loops, number, index):
-            if run.results.failed(name):
-                cell: store.Cell = {"error": "not tried again"}
-            else:
-                harness.wait_until_idle(self._options.wait_idle)
-                cell = self._cell(run, name)
+        for name in names:
+            cell = made.get(name, {"error": "not tried again"})
+            if name in made:
                 harness.note(f"{number + 1}  {run.row.name:22} {name:20} {_cell_text(run, cell)}")
             cells.append({"row": run.row.name, "loop": name, "round": number, **cell})
         run.results.add_round(cells, CONTROL, run.control_field)
+
+    def _in_turns(self, run: RowRun, names: Sequence[str]) -> dict[str, store.Cell]:
+        """All of a round's loops at once, each idle while another one has its slice."""
+        settings = self._settings
+        harness.wait_until_idle(self._options.wait_idle)
+        match run.row.run:
+            case Served() as served:
+                window = Window(window_seconds(run.row, settings), settings.warmup)
+                return self._cells.measure_in_turns(served, names, window, settings.slices)
+            case Repeated() as repeated:
+                seconds, cpu = settings.repeated_seconds, self._options.server_cpu
+                return in_process.cells_in_turns(repeated, names, seconds, settings.slices, cpu)
+        raise AssertionError(f"{run.row.name} cannot be cut into slices")
+
+    def _one_by_one(self, run: RowRun, names: Sequence[str]) -> dict[str, store.Cell]:
+        cells = {}
+        for name in names:
+            harness.wait_until_idle(self._options.wait_idle)
+            cells[name] = self._cell(run, name)
+        return cells
 
     def _cell(self, run: RowRun, name: str) -> store.Cell:
         settings = self._settings
@@ -101,9 +122,9 @@ class Runner:
                 rate = self._rate(run, served)
                 seconds = window_seconds(run.row, settings)
                 return self._cells.measure(served, name, seconds, settings.warmup, rate)
-            case Repeated() | Probed() as process:
-                seconds = settings.repeated_seconds
-                return in_process.cell(process, name, seconds, self._options.server_cpu)
+            case Probed() as probed:
+                return in_process.probe(probed, name, self._options.server_cpu)
+        raise AssertionError(f"{run.row.name} is cut into slices")
 
     def _rate(self, run: RowRun, served: Served) -> float | None:
         """Requests per second of an open loop: the same for all, measured once for the row."""
@@ -234,6 +255,7 @@ def facts_of(options: argparse.Namespace, settings: Settings, found: Probes) -> 
             "served_seconds": settings.served_seconds,
             "latency_seconds": settings.latency_seconds,
             "repeated_seconds": settings.repeated_seconds,
+            "slices": settings.slices,
             "warmup": settings.warmup,
             "server_cpu": options.server_cpu,
             "client_cpu": options.client_cpu,

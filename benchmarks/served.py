@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import select
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,6 +22,7 @@ from typing import Any
 import harness
 from catalogue import Served
 from loops import FLOOR
+from rounds import turn
 
 START_SECONDS = 20.0
 STOP_SHARE = 0.15  # Of the patience with its start: what it may take to end.
@@ -154,17 +157,41 @@ class ServedCells:
         `rate` makes the load an open loop of that many requests per second.
         """
         extra = ("--rate", f"{rate:.0f}") if rate else ()
-        try:
-            with self.serving(run, loop) as server:
-                window = Window(seconds, warmup, extra)
-                result = self.load(run, server, window)
-        except ServerFailed as error:
-            return {"error": str(error)}
-        if result.get("errors", 1):
-            words = server.last_words()
-            reason = result.get("error", "the load generator gave no answer")
-            return {"error": reason + ("" if words == "no message" else f" (server: {words})")}
-        return _derived(result, server)
+        return self.measure_in_turns(run, [loop], Window(seconds, warmup, extra), 1)[loop]
+
+    def measure_in_turns(
+        self, run: Served, loops: Sequence[str], window: Window, slices: int
+    ) -> dict[str, dict[str, Any]]:
+        """A cell for each loop, whose window is cut into slices: all have one, then all the next.
+
+        Their servers are there all the time, and wait while another one is asked.
+        """
+        answers: dict[str, list[dict[str, Any]]] = {loop: [] for loop in loops}
+        with contextlib.ExitStack() as stack:
+            servers = {}
+            for loop in loops:
+                try:
+                    servers[loop] = stack.enter_context(self.serving(run, loop))
+                except ServerFailed as error:
+                    answers[loop].append({"error": str(error)})
+            for number in range(slices):
+                warmup = window.warmup if number == 0 else window.warmup / 2
+                part = dataclasses.replace(window, seconds=window.seconds / slices, warmup=warmup)
+                for loop in turn(list(servers), number):
+                    result = self.load(run, servers[loop], part)
+                    if result.get("errors", 1):
+                        reason = result.get("error", "the load generator gave no answer")
+                        words = servers[loop].last_words()
+                        if words != "no message":
+                            reason += f" (server: {words})"
+                        answers[loop] = [{"error": reason}]
+                        del servers[loop]
+                    else:
+                        answers[loop].append(result)
+        return {
+            loop: own[0] if "error" in own[0] else _derived(joined(own), servers[loop])
+            for loop, own in answers.items()
+        }
 
     @contextlib.contextmanager
     def serving(
@@ -222,6 +249,35 @@ class ServedCells:
             *("--loop", loop),
             *(["--cold-malloc"] if self._cold_malloc else []),
         ]
+
+
+# What a window's answers add up to, and what is the middle one of theirs.
+_SUMS = (
+    *("seconds", "requests", "server_cpu_seconds", "client_cpu_seconds", "other_cpu_seconds"),
+    *("least_per_connection", "most_per_connection"),
+)
+_MEDIANS = ("p50_us", "p99_us", "p999_us")
+
+
+def joined(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the load generator said of several windows, as of one, with each one's own figures."""
+    whole = dict(answers[0])
+    if len(answers) == 1:
+        return whole
+    for name in whole.keys() & set(_SUMS):
+        whole[name] = sum(answer[name] for answer in answers)
+    for name in whole.keys() & set(_MEDIANS):
+        whole[name] = statistics.median(answer[name] for answer in answers)
+    whole["max_us"] = max(answer["max_us"] for answer in answers)
+    whole["rps"] = whole["requests"] / whole["seconds"]
+    whole["slices"] = [
+        {
+            "value": answer["rps"],
+            "cpu_us": answer["server_cpu_seconds"] / max(answer["requests"], 1) * 1e6,
+        }
+        for answer in answers
+    ]
+    return whole
 
 
 def _derived(result: dict[str, Any], server: Server) -> dict[str, Any]:

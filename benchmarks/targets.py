@@ -39,10 +39,9 @@ def _near_the_floor(row: RowSummary) -> bool:
 
 
 def _least_cpu(row: RowSummary) -> bool:
-    ours = row.median(SUBJECT, "cpu_us")
-    others = [row.median(name, "cpu_us") for name in row.rivals()]
-    known = [cpu for cpu in others if cpu is not None]
-    return ours is not None and bool(known) and ours <= 1.03 * min(known)
+    against = [row.quotient(SUBJECT, name, "cpu_us") for name in row.rivals()]
+    known = [ratio for ratio in against if ratio is not None]
+    return bool(known) and max(known) <= 1.03
 
 
 FLOOR_TARGET = Target("1.08x the bare server's CPU, no rival ahead beyond noise", _near_the_floor)

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -23,10 +24,12 @@ import callgrind
 import catalogue
 import counts
 import gate
+import in_process
 import performance_page
 import report
 import rounds
 import run
+import served
 import store
 import targets
 from loops import BASE, CONTROL, FLOOR, LOOPS, SUBJECT
@@ -337,6 +340,96 @@ def test_ratios_are_taken_within_a_round() -> None:
     assert row.ratio(SUBJECT, CONTROL) == pytest.approx(3.0)
     assert row.ranked() == [SUBJECT, BASE, CONTROL]
     assert row.best_rival() == BASE and row.against_best() == pytest.approx(1.5)
+
+
+def test_ratios_are_taken_within_a_slice() -> None:
+    """The machine halves its speed within the round: the sums say something else than the pairs."""
+    speeds = [1.0, 1.0, 0.5, 1.0, 0.5]
+
+    def cell(loop: str, speed: float, at: list[float]) -> store.Cell:
+        slices = [{"value": speed * now} for now in at]
+        value = sum(part["value"] for part in slices) / len(slices)
+        return {"row": "call_soon", "loop": loop, "round": 0, "value": value, "slices": slices}
+
+    data = results("call_soon", {SUBJECT: [], CONTROL: []})
+    data["cells"] = [cell(SUBJECT, 300, speeds), cell(CONTROL, 100, speeds)]
+    (row,) = report.summaries([data])
+    assert row.ratio(SUBJECT, CONTROL) == pytest.approx(3.0)
+    assert sorted(row.parts(SUBJECT)) == [(0, number) for number in range(5)]
+    # A change between the two in one slice decides nothing.
+    data["cells"][1] = cell(CONTROL, 100, [1.0, 1.0, 0.5, 0.5, 0.5])
+    (row,) = report.summaries([data])
+    assert row.ratio(SUBJECT, CONTROL) == pytest.approx(3.0)
+    assert row.median(SUBJECT) == pytest.approx(240.0)
+
+
+def test_the_best_rival_is_the_one_that_ours_stands_worst_against() -> None:
+    """Medians of figures are not paired: a rival that met the slow machine is still the best."""
+    values = {SUBJECT: [100.0, 50.0, 50.0], "zuvloop": [90.0, 60.0, 70.0], "rloop": [95.0, 80, 40]}
+    (row,) = report.summaries([results("call_soon", values)])
+    assert row.best_rival() == "zuvloop" and row.against_best() == pytest.approx(50 / 60)
+
+
+def test_slices_take_turns() -> None:
+    names = ["a", "b", "c"]
+    made = [rounds.turn(names, number) for number in range(6)]
+    assert {order[0] for order in made} == {order[-1] for order in made} == set(names)
+    assert all(sorted(order) == names for order in made)
+    assert all(made[number] == made[number - 1][::-1] for number in (1, 3, 5))
+    assert rounds.turn([], 3) == []
+
+
+def test_which_rows_are_cut_into_slices() -> None:
+    cut = {name for name in catalogue.GROUPS["bench"] if rounds.sliced(catalogue.ROWS[name])}
+    assert {"proto-1k-64", "uvicorn-tls-64", "call_soon", "spawn_wait"} <= cut
+    whole = set(catalogue.GROUPS["bench"]) - cut
+    assert whole == {
+        *(name for name in catalogue.GROUPS["bench"] if name.startswith("latency-")),
+        *("callback-flood", "slow-consumer-memory"),
+        *catalogue.GROUPS["footprint"],
+    }
+
+
+def test_a_row_is_repeated_in_slices() -> None:
+    repeated = catalogue.ROWS["call_soon"].run
+    assert isinstance(repeated, catalogue.Repeated)
+    cpu = min(os.sched_getaffinity(0))
+    made = in_process.cells_in_turns(repeated, [CONTROL, "no-such-loop"], 0.06, 3, cpu)
+    cell = made[CONTROL]
+    assert len(cell["slices"]) == 3 and all(part["value"] > 0 for part in cell["slices"])
+    assert cell["operations"] % 10_000 == 0 and cell["operations"] >= 30_000
+    values = [part["value"] for part in cell["slices"]]
+    assert min(values) <= cell["value"] <= max(values)
+    assert made["no-such-loop"]["error"].startswith("exits with 1: KeyError")
+
+
+def test_windows_of_a_server_are_joined() -> None:
+    answer = {
+        "requests": 100,
+        "seconds": 0.5,
+        "rps": 200.0,
+        "errors": 0,
+        "max_us": 9.0,
+        "p50_us": 1.0,
+        "p99_us": 5.0,
+        "p999_us": 8.0,
+        "server_cpu_seconds": 0.4,
+        "client_cpu_seconds": 0.3,
+        "other_cpu_seconds": 0.0,
+        "least_per_connection": 10,
+        "most_per_connection": 14,
+    }
+    slower = {**answer, "requests": 50, "rps": 100.0, "p99_us": 7.0, "max_us": 20.0}
+    assert served.joined([answer]) == answer
+    whole = served.joined([answer, slower, answer])
+    assert (whole["requests"], whole["seconds"], whole["least_per_connection"]) == (250, 1.5, 30)
+    assert whole["rps"] == pytest.approx(250 / 1.5)
+    assert (whole["p99_us"], whole["max_us"]) == (5.0, 20.0)
+    assert whole["slices"] == [
+        {"value": 200.0, "cpu_us": pytest.approx(4000)},
+        {"value": 100.0, "cpu_us": pytest.approx(8000)},
+        {"value": 200.0, "cpu_us": pytest.approx(4000)},
+    ]
 
 
 def test_a_void_round_is_in_no_figure() -> None:
