@@ -11,9 +11,10 @@
 For each Python: all Python tests, which take every way of doing TLS, and the interpreter's own
 asyncio tests with cpploop as the loop, those of TLS once for each way. The TLS tests of
 both kinds again under AddressSanitizer and UBSan, on each Python. Once, on the newest ordinary one:
-all Python tests and all of asyncio's own under these. The engine's tests run plain, with ASan+UBSan
-and with TSan. What is not run keeps its rows in the table; the column `code` is a hash of what is
-built and installed, so that rows of several days can be seen to be of one and the same.
+all Python tests and all of asyncio's own under these, and plain other projects' suites, each with
+its control on asyncio. The engine's tests run plain, with ASan+UBSan and with TSan. What is not run
+keeps its rows in the table; the column `code` is a hash of what is built and installed, so that
+rows of several days can be seen to be of one and the same.
 """
 
 from __future__ import annotations
@@ -38,6 +39,19 @@ FREE_THREADED = ("3.13t", "3.14t", "3.15t")
 COLUMNS = ("Python", "what", "outcome", "result", "s", "code", "commit", "date")
 # What an installed cpploop is made of.
 CODE = ("core", "binding", "python", "cmake", "CMakeLists.txt")
+# The suites of tests/ecosystem, and what else some hold than their name says.
+ECOSYSTEM = {
+    "uvicorn": "uvicorn",
+    "websockets": "websockets",
+    "anyio": "anyio",
+    "httpx": "httpx and httpcore",
+    "aiohttp": "aiohttp",
+    "servers": "servers",
+    "services": "services",
+    "dask": "dask",
+}
+# The exit status of what was skipped, because what it takes is not to be had.
+SKIPPED = 77
 # In front of a Python's name: its TLS tests under sanitizers.
 SANITIZED = "asan-"
 
@@ -74,7 +88,15 @@ class Matrix:
         """Each file's tests in one process and in order, several files at a time."""
         return ["-q", "-n", str(self.jobs), "--dist", "loadfile"]
 
-    def run(self, python: str, what: str, command: list[str], **environment: str) -> bool:
+    def run(
+        self,
+        python: str,
+        what: str,
+        command: list[str],
+        *,
+        may_skip: bool = False,
+        **environment: str,
+    ) -> bool:
         """Runs one cell; its whole output goes to a log, its last figures into the table."""
         if self.wanted not in what and what != "build":
             return True
@@ -98,6 +120,8 @@ class Matrix:
             )
         row.seconds = time.monotonic() - started
         row.outcome = "pass" if done.returncode == 0 else "FAIL"
+        if may_skip and done.returncode == SKIPPED:
+            row.outcome = "skip"
         row.result = figures(log.read_text(errors="replace"))
         alone = {**os.environ, **environment}.get("CPPLOOP_TESTS") == "cpploop"
         if alone and re.match(r"\d+ passed", row.result):
@@ -161,6 +185,10 @@ def current_code() -> str:
 
 def figures(text: str) -> str:
     """The line in which a run says how much passed."""
+    # A suite of other projects' may have several parts, each with such a line.
+    parts = re.findall(r"^ecosystem ([^\n]*: \d+ of \d+)$", text, re.MULTILINE)
+    if parts:
+        return f"ecosystem {'; '.join(parts)}"
     patterns = (
         r"^conformance [^\n]*: \d+ of \d+$",
         r"^=* ?\d+ (?:passed|failed)[^\n]* in [\d.]+s",
@@ -231,6 +259,14 @@ def run_sanitized_tls(matrix: Matrix, name: str) -> None:
     )
 
 
+def run_ecosystem(matrix: Matrix) -> None:
+    for suite, holds in ECOSYSTEM.items():
+        # aiohttp's takes half an hour, once on each loop.
+        command = [sys.executable, "tests/ecosystem/run.py", "--limit", "7200", suite]
+        # Their control runs, whatever this says of our own tests'.
+        matrix.run("newest", f"ecosystem, {holds}", command, may_skip=True, CPPLOOP_TESTS="")
+
+
 def kept_rows(out: Path) -> list[list[str]]:
     """The cells of the table's rows."""
     text = out.read_text() if out.exists() else ""
@@ -262,7 +298,7 @@ def main() -> int:
     parser.add_argument(
         "--only",
         action="append",
-        help="a Python, `engine`, `asan`, or `asan-` and a Python: its TLS",
+        help="a Python, `engine`, `asan`, `asan-` and a Python: its TLS, or `ecosystem`",
     )
     parser.add_argument("--out", type=Path, default=REPO / "docs" / "dev" / "matrix.md")
     parser.add_argument("--what", default="", help="a part of the name of what is to run")
@@ -280,18 +316,21 @@ def main() -> int:
     )
     at_hand = pythons()
     sanitized = [f"{SANITIZED}{name}" for name in at_hand]
-    wanted = arguments.only or ["engine", *at_hand, "asan", *sanitized]
+    wanted = arguments.only or ["engine", *at_hand, "asan", *sanitized, "ecosystem"]
     for name in wanted:
         if name == "engine":
             run_engine(matrix)
         elif name == "asan":
             run_sanitized(matrix)
+        elif name == "ecosystem":
+            run_ecosystem(matrix)
         elif name.startswith(SANITIZED):
             run_sanitized_tls(matrix, name.removeprefix(SANITIZED))
         else:
             run_python(matrix, name)
-    failed = [f"{row.python}: {row.what}" for row in matrix.rows if row.outcome != "pass"]
-    print(f"{len(matrix.rows) - len(failed)} of {len(matrix.rows)} passed")
+    failed = [f"{row.python}: {row.what}" for row in matrix.rows if row.outcome == "FAIL"]
+    passed = sum(row.outcome == "pass" for row in matrix.rows)
+    print(f"{passed} of {len(matrix.rows)} passed")
     for line in failed:
         print(f"FAIL {line}")
     return 1 if failed else 0

@@ -16,6 +16,7 @@ every suite was skipped, because what it takes is not to be had.
 from __future__ import annotations
 
 import argparse
+import datetime
 import fnmatch
 import json
 import os
@@ -92,9 +93,10 @@ def load_exceptions(path: Path) -> list[Entry]:
 
 @dataclass
 class Record:
-    """How the tests of one run ended, and the loops that ran them."""
+    """How the tests of one run ended and why, and the loops that ran them."""
 
     outcomes: dict[str, str]
+    reasons: dict[str, str]
     loops: Counter[str]
     strangers: Counter[str]
     processes: int
@@ -117,6 +119,8 @@ class Workshop:
         self.venv = self.folder / "venv"
         self.python = self.venv / "bin" / "python"
         self.versions: dict[str, str] = {}
+        # Now, because a run is long and the checkout may become another one meanwhile.
+        self.commit = current_commit()
 
     def prepare(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -139,22 +143,30 @@ class Workshop:
     def clear_state(self) -> None:
         (self.venv / only_loop.STATE).unlink(missing_ok=True)
 
-    def run(self, part: Part, loop: str, only: Iterable[str] | None = None) -> Record:
-        """Runs a part's tests; those of ONLY one after the other.
+    def run(
+        self,
+        part: Part,
+        loop: str,
+        *,
+        only: Iterable[str] | None = None,
+        but: Iterable[str] | None = None,
+    ) -> Record:
+        """Runs a part's tests; ONLY some, or all BUT some, one after the other.
 
         A run that broke off tells nothing of the tests, and is made once more.
         """
-        only = None if only is None else list(only)
+        chosen = {"ONLY": only, "BUT": but}
+        choice = {how: sorted(names) for how, names in chosen.items() if names is not None}
         try:
-            return self.run_once(part, loop, only)
+            return self.run_once(part, loop, choice)
         except RunError as error:
             say(f"  once more, because it broke off: {error}")
-            return self.run_once(part, loop, only)
+            return self.run_once(part, loop, choice)
 
-    def run_once(self, part: Part, loop: str, only: list[str] | None) -> Record:
+    def run_once(self, part: Part, loop: str, choice: dict[str, list[str]]) -> Record:
         folder = self.folder / part.project
         record, outcomes = folder / "loops.txt", folder / "outcomes.json"
-        log = folder / f"{loop}{'' if only is None else '-again'}.log"
+        log = folder / f"{loop}{'-again' if choice else ''}.log"
         for path in (record, outcomes):
             path.unlink(missing_ok=True)
         environment = {**os.environ, **part.environment, "ECOSYSTEM_OUTCOMES": str(outcomes)}
@@ -162,17 +174,17 @@ class Workshop:
         environment.pop("CI", None)  # Some suites leave tests out there.
         if self.arguments.shard:
             environment["ECOSYSTEM_SHARD"] = self.arguments.shard
-        if only is not None:
-            names = folder / "only.txt"
-            names.write_text("".join(f"{name}\n" for name in only))
-            environment["ECOSYSTEM_ONLY"] = str(names)
+        for how, names in choice.items():
+            file = folder / f"{how.lower()}.txt"
+            file.write_text("".join(f"{name}\n" for name in names))
+            environment[f"ECOSYSTEM_{how}"] = str(file)
         state = {"loop": loop, "record": str(record)}
         (self.venv / only_loop.STATE).write_text(json.dumps(state))
         started = time.monotonic()
         try:
             with log.open("w") as output:
                 status = subprocess.run(
-                    [*with_localhost(), *self.pytest(part, alone=only is not None)],
+                    [*with_localhost(), *self.pytest(part, alone=bool(choice))],
                     cwd=folder,
                     env=environment,
                     stdin=subprocess.DEVNULL,
@@ -213,7 +225,30 @@ def read_record(outcomes: Path, record: Path, seconds: float) -> Record:
         pid, kind, right = line.split()
         pids.add(pid)
         (loops if right == "1" else strangers)[kind] += 1
-    return Record(json.loads(outcomes.read_text()), loops, strangers, len(pids), seconds)
+    return Record(*read_outcomes(outcomes), loops, strangers, len(pids), seconds)
+
+
+def read_outcomes(path: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Returns how each test ended, and why some were skipped or failed."""
+    found = json.loads(path.read_text())
+    return found["outcomes"], found["reasons"]
+
+
+def current_commit() -> str:
+    """Names what is checked out; empty where git does not know.
+
+    The pages that runs like this one write do not make it dirty.
+    """
+
+    def git(*command: str) -> str:
+        whole = ["git", "-c", "safe.directory=*", *command]
+        return subprocess.run(whole, cwd=REPO, capture_output=True, text=True).stdout.strip()
+
+    try:
+        commit = git("describe", "--always")
+        return f"{commit}-dirty" if git("status", "--porcelain", "--", ".", ":!docs") else commit
+    except OSError:
+        return ""
 
 
 def end_of(log: Path) -> str:
@@ -280,11 +315,12 @@ def with_localhost() -> list[str]:
 @dataclass
 class Verdict:
     part: Part
-    control: Record | None
+    control: Record
     subject: Record
     asyncio_passes: set[str]
     failures: list[str]
-    flaky: list[str]
+    # For each loop, the tests that passed only when they were run again, and at which try.
+    alone: dict[str, dict[str, int]]
     listed: dict[str, Entry]
     stale: list[str]
 
@@ -293,49 +329,72 @@ class Verdict:
         proved = self.subject.loops and not self.subject.strangers
         return bool(proved and not self.failures and not self.stale)
 
+    @property
+    def tests(self) -> set[str]:
+        """All tests that either loop's run knows."""
+        return {*self.control.outcomes, *self.subject.outcomes}
+
+    @property
+    def fails_on_asyncio(self) -> dict[str, str]:
+        """The tests that asyncio failed, also alone, and with what."""
+        return {
+            test: self.control.reasons.get(test, "")
+            for test, how in sorted(self.control.outcomes.items())
+            if how == "failed" and test not in self.asyncio_passes
+        }
+
 
 def judge(workshop: Workshop, part: Part, entries: list[Entry]) -> Verdict:
-    control, alone = None, set[str]()
-    if not workshop.arguments.short:
+    alone: dict[str, dict[str, int]] = {loop: {} for loop in LOOPS}
+    if workshop.arguments.short:
+        subject = workshop.run(part, "cpploop")
+        announce(workshop, part, "cpploop", subject)
+        # Not only what cpploop's run names: of a module that was skipped, it knows no test.
+        control = workshop.run(part, "asyncio", but=subject.passed())
+        asyncio_passes = subject.passed() | control.passed()
+    else:
         control = workshop.run(part, "asyncio")
         announce(workshop, part, "asyncio", control)
         # Some want a process of their own, or fell over a busy machine.
-        failed = sorted(test for test, how in control.outcomes.items() if how == "failed")
+        failed = [test for test, how in control.outcomes.items() if how == "failed"]
         if failed and len(failed) <= RETRY_LIMIT:
-            alone = workshop.run(part, "asyncio", failed).passed()
-    subject = workshop.run(part, "cpploop")
-    announce(workshop, part, "cpploop", subject)
-    missed = {test for test, outcome in subject.outcomes.items() if outcome not in PASSING}
-    if control is None:
-        again = workshop.run(part, "asyncio", sorted(missed)) if missed else None
-        asyncio_passes = subject.passed() | (again.passed() if again else set())
-    else:
-        asyncio_passes = control.passed() | alone
+            again = workshop.run(part, "asyncio", only=failed).passed()
+            alone["asyncio"] = dict.fromkeys(sorted(again), 2)
+        asyncio_passes = control.passed() | set(alone["asyncio"])
+        subject = workshop.run(part, "cpploop")
+        announce(workshop, part, "cpploop", subject)
     # In any order of trying: one that passes alone was spoilt by its neighbours or a busy machine.
     misses = sorted(asyncio_passes - subject.passed())
-    flaky: list[str] = []
-    for _ in range(TRIES):
+    for attempt in range(2, 2 + TRIES):
         if misses and len(misses) <= RETRY_LIMIT:
-            passed = workshop.run(part, "cpploop", misses).passed()
-            flaky += [test for test in misses if test in passed]
+            passed = workshop.run(part, "cpploop", only=misses).passed()
+            alone["cpploop"] |= {test: attempt for test in misses if test in passed}
             misses = [test for test in misses if test not in passed]
     mine = [entry for entry in entries if entry.suite == workshop.suite.name]
     listed = {test: entry for test in asyncio_passes if (entry := entry_for(mine, test))}
+    alone["cpploop"] = {test: n for test, n in alone["cpploop"].items() if test not in listed}
     return Verdict(
         part,
         control,
         subject,
         asyncio_passes,
         failures=[test for test in misses if test not in listed],
-        flaky=[test for test in flaky if test not in listed],
+        alone=alone,
         listed={test: entry for test, entry in listed.items() if test in misses},
-        stale=[test for test in listed if test not in misses],
+        stale=sorted(test for test in listed if test not in misses),
     )
 
 
 def entry_for(entries: list[Entry], test: str) -> Entry | None:
     # Names hold brackets, which fnmatch would take for a set of characters.
     return next((e for e in entries if fnmatch.fnmatchcase(test, e.test.replace("[", "[[]"))), None)
+
+
+def without_a_test(entries: list[Entry], suite: str, tests: Iterable[str]) -> list[Entry]:
+    """Returns a suite's entries that match none of its tests, those of all its parts."""
+    tests = list(tests)
+    mine = [entry for entry in entries if entry.suite == suite]
+    return [entry for entry in mine if not any(entry_for([entry], test) for test in tests)]
 
 
 def announce(workshop: Workshop, part: Part, loop: str, record: Record) -> None:
@@ -356,21 +415,18 @@ def announce(workshop: Workshop, part: Part, loop: str, record: Record) -> None:
 def report(verdict: Verdict) -> None:
     for test, entry in sorted(verdict.listed.items()):
         say(f"  listed: {test}: {entry.reason}")
-    for test in verdict.flaky:
-        say(f"  passed only alone: {test}")
+    for loop, tests in verdict.alone.items():
+        for test, attempt in tests.items():
+            say(f"  passed on {loop} only alone, at try {attempt}: {test}")
+    for test in verdict.fails_on_asyncio:
+        say(f"  fails on asyncio itself: {test}")
     for test in verdict.stale:
-        say(f"  listed, but passes: take the entry out: {test}")
+        say(f"  FAILED, listed but passes, take the entry out: {test}")
     for test in verdict.failures:
         outcome = verdict.subject.outcomes.get(test, "not run")
         say(f"  FAILED, and passes on asyncio: {test} ({outcome})")
     if not verdict.subject.loops:
-        say("  FAILED: no loop of cpploop's ran")
-
-
-def failures_of(control: Record | None, passes: set[str]) -> int:
-    """How many tests asyncio failed, also alone."""
-    outcomes = control.outcomes.items() if control else ()
-    return sum(how == "failed" and test not in passes for test, how in outcomes)
+        say("  FAILED, no loop of cpploop's ran")
 
 
 def summary(workshop: Workshop, verdict: Verdict) -> dict[str, Any]:
@@ -379,18 +435,35 @@ def summary(workshop: Workshop, verdict: Verdict) -> dict[str, Any]:
         "project": verdict.part.project,
         "version": workshop.versions[verdict.part.project],
         "from": "Debian" if verdict.part.debian else "sdist",
-        "python": sources.python_version(workshop.python),
+        **circumstances(workshop),
         "asyncio": len(verdict.asyncio_passes),
-        "asyncio_fails": failures_of(verdict.control, verdict.asyncio_passes),
-        "skipped": verdict.subject.count("skipped"),
+        "fails_on_asyncio": verdict.fails_on_asyncio,
+        **skips(verdict.subject.outcomes, verdict.subject.reasons),
         "cpploop": len(verdict.asyncio_passes) - len(verdict.failures) - len(verdict.listed),
         "loops": verdict.subject.loops.total(),
         "processes": verdict.subject.processes,
         "exceptions": sorted({entry.reason for entry in verdict.listed.values()}),
         "listed": len(verdict.listed),
+        "alone": verdict.alone,
         "failures": verdict.failures,
         "seconds": round(verdict.subject.seconds),
     }
+
+
+def circumstances(workshop: Workshop) -> dict[str, str]:
+    """What ran, and when."""
+    return {
+        "python": sources.python_version(workshop.python),
+        "commit": workshop.commit,
+        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+    }
+
+
+def skips(outcomes: dict[str, str], reasons: dict[str, str]) -> dict[str, Any]:
+    """How much was skipped, and for each reason how much."""
+    skipped = [test for test, outcome in outcomes.items() if outcome == "skipped"]
+    counts = Counter(reasons.get(test, "") for test in skipped)
+    return {"skipped": len(skipped), "skips": dict(counts.most_common())}
 
 
 def try_suite(name: str, arguments: argparse.Namespace, entries: list[Entry]) -> int:
@@ -411,6 +484,8 @@ def run_suite(name: str, arguments: argparse.Namespace, entries: list[Entry]) ->
     workshop = Workshop(SUITES[name], arguments)
     workshop.prepare()
     good = True
+    in_part = arguments.pattern or arguments.shard
+    tests = set[str]()
     for part in workshop.suite.parts:
         if part.ours:
             good = run_ours(workshop, part) and good
@@ -419,7 +494,7 @@ def run_suite(name: str, arguments: argparse.Namespace, entries: list[Entry]) ->
             announce(workshop, part, "asyncio", workshop.run(part, "asyncio"))
             continue
         verdict = judge(workshop, part, entries)
-        in_part = arguments.pattern or arguments.shard
+        tests |= verdict.tests
         if in_part:
             verdict.stale.clear()
         report(verdict)
@@ -431,6 +506,10 @@ def run_suite(name: str, arguments: argparse.Namespace, entries: list[Entry]) ->
         say(f"ecosystem {part.project} {result['version']}: {passed} of {asked}")
         say(f"{passed} passed, {len(verdict.failures)} failed, {result['skipped']} skipped")
         good = good and verdict.good
+    if arguments.loop == "cpploop" and not in_part:
+        for entry in without_a_test(entries, name, tests):
+            say(f"  FAILED, an exception matches no test, take it out: {entry.test}")
+            good = False
     return good
 
 
@@ -453,13 +532,15 @@ def run_ours(workshop: Workshop, part: Part) -> bool:
         env={**os.environ, "ECOSYSTEM_OUTCOMES": str(outcomes)},
     )
     if not workshop.arguments.pattern:
-        result = summary_of_ours(workshop, part, json.loads(outcomes.read_text()))
+        result = summary_of_ours(workshop, part, *read_outcomes(outcomes))
         path = workshop.folder / f"{part.project}.json"
         path.write_text(json.dumps(result, indent=1) + "\n")
     return ran.returncode == 0
 
 
-def summary_of_ours(workshop: Workshop, part: Part, outcomes: dict[str, str]) -> dict[str, Any]:
+def summary_of_ours(
+    workshop: Workshop, part: Part, outcomes: dict[str, str], reasons: dict[str, str]
+) -> dict[str, Any]:
     passed = [test for test, outcome in outcomes.items() if outcome in PASSING]
     # The loop is a part of the name where a test has a control.
     control = sum("asyncio" in re.split(r"[\[\]-]", test) for test in passed)
@@ -467,10 +548,10 @@ def summary_of_ours(workshop: Workshop, part: Part, outcomes: dict[str, str]) ->
         "ours": True,
         "suite": workshop.suite.name,
         "with": sources.versions_in(workshop.python, part.packages),
-        "python": sources.python_version(workshop.python),
+        **circumstances(workshop),
         "asyncio": control,
         "cpploop": len(passed) - control,
-        "skipped": sum(outcome == "skipped" for outcome in outcomes.values()),
+        **skips(outcomes, reasons),
         "failures": [test for test, outcome in outcomes.items() if outcome == "failed"],
     }
 

@@ -1,7 +1,8 @@
-"""What scripts/matrix.py keeps of its table, and what it runs again."""
+"""What scripts/matrix.py keeps of its table, what it runs again, and its rows of other suites."""
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import sys
 from collections.abc import Iterator
@@ -87,3 +88,96 @@ def test_resuming_runs_what_has_not_passed_with_this_code(matrix_of: Any) -> Non
     other_code = matrix_of("0ther", resume=True)
     other_code.run("3.13", "tests", PASSES)
     assert ran(other_code) == [("tests", "pass")]
+
+
+PARTS = """\
+httpx 0.28.1 on cpploop: 1283 pass, 5 fail, 1 are skipped in 33 s
+ecosystem httpx 0.28.1: 1283 of 1284
+1283 passed, 1 failed, 1 skipped
+ecosystem httpcore 1.0.9: 84 of 84
+84 passed, 0 failed, 0 skipped
+"""
+
+
+def test_the_figures_of_other_projects_suites(script: Any) -> None:
+    assert script.figures(PARTS) == "ecosystem httpx 0.28.1: 1283 of 1284; httpcore 1.0.9: 84 of 84"
+    assert (
+        script.figures("ecosystem u 1.0: 3 of 3\n3 passed, 0 failed\n") == "ecosystem u 1.0: 3 of 3"
+    )
+    # One that broke off, and one of our own, whose last line is pytest's.
+    text = "ecosystem u: cannot run: RunError: why\n0 passed, 1 failed, 0 skipped\n"
+    assert script.figures(text) == "0 passed, 1 failed, 0 skipped"
+    assert script.figures("33 passed, 2 skipped in 100.10s (0:01:40)") == "33 passed, 2 skipped"
+
+
+def test_a_row_of_each_suite(
+    script: Any, matrix_of: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stand_in = tmp_path / "python"
+    stand_in.write_text(
+        "#!/bin/sh\n"
+        "case $4 in\n"
+        "  httpx) echo 'ecosystem httpx 1: 2 of 2'; echo 'ecosystem httpcore 1: 3 of 3' ;;\n"
+        "  dask) echo 'skipped: nothing that was asked for is to be had'; exit 77 ;;\n"
+        "  anyio) echo 'ecosystem anyio 1: 2 of 3'; exit 1 ;;\n"
+        "  *) echo '4 passed in 0.1s' ;;\n"
+        "esac\n"
+    )
+    stand_in.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(stand_in))
+    # Says nothing of their control, which always runs.
+    monkeypatch.setenv("CPPLOOP_TESTS", "cpploop")
+    matrix = matrix_of()
+    script.run_ecosystem(matrix)
+    suites = ("uvicorn", "websockets", "anyio", "httpx and httpcore", "aiohttp")
+    suites += ("servers", "services", "dask")
+    assert [row.what for row in matrix.rows] == [f"ecosystem, {name}" for name in suites]
+    rows = {row.what.removeprefix("ecosystem, "): (row.outcome, row.result) for row in matrix.rows}
+    assert rows["uvicorn"] == ("pass", "4 passed")
+    assert rows["httpx and httpcore"] == ("pass", "ecosystem httpx 1: 2 of 2; httpcore 1: 3 of 3")
+    assert rows["anyio"] == ("FAIL", "ecosystem anyio 1: 2 of 3")
+    assert rows["dask"] == ("skip", "skipped: nothing that was asked for is to be had")
+    # What was skipped has not passed, and only what may be skipped is.
+    again = matrix_of(resume=True)
+    script.run_ecosystem(again)
+    assert [row.what for row in again.rows] == ["ecosystem, anyio", "ecosystem, dask"]
+    again.run("3.13", "tests", [str(stand_in), "", "", "", "dask"])
+    assert ran(again)[-1] == ("tests", "FAIL")
+
+
+def test_every_suite_has_a_row(script: Any) -> None:
+    suites = SCRIPT.parents[1] / "tests" / "ecosystem" / "suites.py"
+    calls = [node for node in ast.walk(ast.parse(suites.read_text())) if isinstance(node, ast.Call)]
+    made = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "Suite"]
+    names = [ast.literal_eval(call.args[0]) for call in made]
+    assert names and set(names) == set(script.ECOSYSTEM)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--only", "ecosystem"], ["ecosystem"]),
+        ([], ["engine", "3.13", "asan", "asan-3.13", "ecosystem"]),
+    ],
+)
+def test_what_is_run_by_default_and_on_request(
+    script: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    options: list[str],
+    expected: list[str],
+) -> None:
+    begun: list[str] = []
+    monkeypatch.setattr(script, "LOGS", tmp_path)
+    monkeypatch.setattr(script, "pythons", lambda: ["3.13"])
+    monkeypatch.setattr(script, "current_code", lambda: "c0de")
+    monkeypatch.setattr(script, "run_engine", lambda matrix: begun.append("engine"))
+    monkeypatch.setattr(script, "run_sanitized", lambda matrix: begun.append("asan"))
+    monkeypatch.setattr(script, "run_ecosystem", lambda matrix: begun.append("ecosystem"))
+    monkeypatch.setattr(script, "run_python", lambda matrix, name: begun.append(name))
+    monkeypatch.setattr(
+        script, "run_sanitized_tls", lambda matrix, name: begun.append(f"asan-{name}")
+    )
+    monkeypatch.setattr(sys, "argv", ["matrix.py", "--out", str(tmp_path / "m.md"), *options])
+    assert script.main() == 0
+    assert begun == expected

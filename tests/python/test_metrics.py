@@ -239,7 +239,27 @@ def test_opentelemetry(loop: Any) -> None:
     reader = InMemoryMetricReader()
     provider = MeterProvider([reader])
     observe(provider.get_meter("test"), api=loop)
-    loop.run_until_complete(asyncio.sleep(0.01))
+    # Times are measured from the first look on.
+    loop.metrics()
+
+    async def connect() -> tuple[Any, Any]:
+        server = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
+        transport, _ = await loop.create_connection(
+            asyncio.Protocol, *server.sockets[0].getsockname()
+        )
+        transport.write(bytes(1000))
+        await support.eventually(lambda: loop.metrics().bytes_received == 1000)
+        time.sleep(0.02)
+        await asyncio.sleep(0)
+        return transport, server
+
+    async def disconnect(transport: Any, server: Any) -> None:
+        transport.close()
+        server.close()
+        await support.eventually(lambda: loop.metrics().transports == {})
+
+    transport, server = loop.run_until_complete(connect())
+    # The loop stands still while it is looked at.
     data = reader.get_metrics_data()
     assert data is not None
     found = {
@@ -248,6 +268,15 @@ def test_opentelemetry(loop: Any) -> None:
         for scope in resource.scope_metrics
         for metric in scope.metrics
     }
-    assert found["cpploop.turns"] == {(("loop", "api"),): loop.metrics().turns}
-    assert len(found["cpploop.lag"]) == 3
+    metrics = loop.metrics()
+    api = ("loop", "api")
+    assert found["cpploop.turns"] == {(api,): metrics.turns}
+    assert found["cpploop.bytes_sent"] == {(api,): 1000}
+    assert found["cpploop.bytes_received"] == {(api,): 1000}
+    assert found["cpploop.transports"] == {(("kind", "stream"), api): 2}
+    assert found["cpploop.lag"] == {
+        (api, ("quantile", str(q))): metrics.lag(q) for q in (0.5, 0.9, 0.99)
+    }
+    assert min(found["cpploop.lag"].values()) > 0
     provider.shutdown()
+    loop.run_until_complete(disconnect(transport, server))

@@ -61,6 +61,30 @@ def started(folder: Path, port: int) -> Iterator[subprocess.Popen[str]]:
         server.communicate(timeout=LIMIT_S)
 
 
+def test_start_in_one_minute(tmp_path: Path) -> None:
+    """The page that one starts with: its program runs, and leaves the trace that is looked at."""
+    blocks = test_docs.blocks_of(test_docs.DOCS / "guide" / "start.md")
+    number = next(i for i, block in enumerate(blocks) if block.notes.get("file") == "main.py")
+    program, commands = blocks[number], blocks[number + 1]
+    (tmp_path / "main.py").write_text(program.text)
+    plain, traced = (shlex.split(line, comments=True) for line in commands.text.splitlines())
+    name, _, value = traced.pop(0).partition("=")
+    assert plain == traced == ["python", "main.py"]
+    done = subprocess.run(
+        [sys.executable, *traced[1:]],
+        cwd=tmp_path,
+        env={**os.environ, name: value},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert program.output is not None and done.stdout == program.output
+    with (tmp_path / value).open() as file:
+        named = {event["name"] for event in json.load(file)["traceEvents"]}
+    assert {"hello: hello", "turn 1", "poll"} <= named, named
+
+
 def answer(address: str) -> str:
     deadline = time.monotonic() + LIMIT_S
     while True:
@@ -86,6 +110,9 @@ def test_the_five_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         listed = run(sys.executable, *shlex.split(list_them, comments=True)[1:])
         assert listed.split() == [str(server.pid)]
         command = shlex.split(look)[1:-1]
-        assert re.search(r"^accepted|^turns", run(sys.executable, *command, str(server.pid)), re.M)
+        shown = run(sys.executable, *command, str(server.pid))
+        # That program, which has served one request so far.
+        assert re.search(rf"^program +{server.pid}: ", shown, re.M), shown
+        assert re.search(r"^accepted +\d+/s, 1 in all$", shown, re.M), shown
     with (tmp_path / "trace.json").open() as file:
         assert len(json.load(file)["traceEvents"]) > 10
