@@ -412,7 +412,7 @@ def test_the_shipped_module_is_the_one_that_is_used() -> None:
     assert Path(_native.__file__).suffix == ".so"
 
 
-# --------------------------------------------------------------------------- what is kept in between
+# ------------------------------------------------------------------------ what is kept in between
 
 
 def ssl_protocol_of(transport: Any) -> Any:
@@ -518,7 +518,7 @@ def test_who_waits_for_a_handshake_reads_no_more(
 
 
 def test_receiving_while_ciphertext_is_read(pki: tls_support.Pki) -> None:
-    """The loop has one piece of memory for what is received; code that runs in between asks, too."""
+    """The loop has one piece of memory for what comes, and code that runs in between asks, too."""
 
     async def main(env: Env) -> None:
         near, far = support.unix_pair()
