@@ -36,7 +36,7 @@ DatagramTransport::DatagramTransport(PyObject* self, Loop& loop)
 
 DatagramTransport::~DatagramTransport() { close_descriptor(); }
 
-bool DatagramTransport::open(UniqueFd fd, const DatagramSpec& spec) {
+bool DatagramTransport::open(UniqueFd&& fd, const DatagramSpec& spec) {
   ModuleState& state = loop_->state();
   python_socket_ = Ref::borrow(spec.sock);
   fd_ = fd.get();
@@ -567,13 +567,12 @@ PyObject* new_datagram_transport(Loop& loop, int fd, const DatagramSpec& spec) {
     return nullptr;
   }
   DatagramTransport& transport = datagram_transport_of(self.get());
-  if (!transport.open(UniqueFd(fd), spec)) {
-    PendingError error = PendingError::take();
-    transport.give_back();
-    error.restore();
-    return nullptr;
+  UniqueFd shared(fd);
+  PyObject* opened = open_or_give_back(std::move(self), transport, shared, spec);
+  if (shared) {
+    (void)shared.release();  // The Python socket's, as before.
   }
-  return self.release();
+  return opened;
 }
 
 }  // namespace cpploop

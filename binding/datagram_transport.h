@@ -39,7 +39,7 @@ class DatagramTransport final : public DatagramEvents {
   DatagramTransport& operator=(const DatagramTransport&) = delete;
 
   // Takes over `fd`. False with the Python error set.
-  [[nodiscard]] bool open(UniqueFd fd, const DatagramSpec& spec);
+  [[nodiscard]] bool open(UniqueFd&& fd, const DatagramSpec& spec);
   // Gives the descriptor back to its Python socket, when open() failed half-way.
   void give_back();
 

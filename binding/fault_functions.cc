@@ -3,6 +3,7 @@
 
 #ifdef CPPLOOP_FAULTS
 
+#include "binding/fault_allocations.h"
 #include "binding/module_state.h"
 #include "binding/py/python.h"
 #include "core/os/faults.h"
@@ -11,12 +12,12 @@
 namespace cpploop {
 namespace {
 
-namespace faults = os::faults;
+namespace os_faults = os::faults;
 
 // Shares of 1.
-[[nodiscard]] faults::Rates rates_of(double benign, double pressure, double hard) noexcept {
+[[nodiscard]] os_faults::Rates rates_of(double benign, double pressure, double hard) noexcept {
   constexpr double kMillion = 1e6;
-  faults::Rates rates;
+  os_faults::Rates rates;
   rates.per_million = {static_cast<std::uint32_t>(benign * kMillion),
                        static_cast<std::uint32_t>(pressure * kMillion),
                        static_cast<std::uint32_t>(hard * kMillion)};
@@ -37,7 +38,7 @@ PyObject* set_faults(PyObject*, PyObject* args) {
       return nullptr;
     }
   }
-  faults::configure(seed, rates_of(benign, pressure, hard));
+  os_faults::configure(seed, rates_of(benign, pressure, hard));
   return py::none();
 }
 
@@ -47,7 +48,7 @@ PyObject* set_refusal(PyObject*, PyObject* args) {
   if (PyArg_ParseTuple(args, "si", &name, &error) == 0) {
     return nullptr;
   }
-  if (!faults::refuse(name, error)) {
+  if (!os_faults::refuse(name, error)) {
     PyErr_Format(PyExc_ValueError, "no system call of the engine is named %s", name);
     return nullptr;
   }
@@ -55,10 +56,21 @@ PyObject* set_refusal(PyObject*, PyObject* args) {
 }
 
 PyObject* fault_figures(PyObject*, PyObject*) {
-  const faults::Figures figures = faults::figures();
+  const os_faults::Figures figures = os_faults::figures();
   return Py_BuildValue("{s:K, s:K, s:K, s:K, s:K}", "calls", figures.calls, "benign",
                        figures.injected[0], "pressure", figures.injected[1], "hard",
                        figures.injected[2], "refused", figures.refused);
+}
+
+PyObject* fail_allocations(PyObject*, PyObject* args) {
+  unsigned long long first = 0;
+  unsigned long long behind_last = 0;
+  if (PyArg_ParseTuple(args, "|KK", &first, &behind_last) == 0) {
+    return nullptr;
+  }
+  const unsigned long long made = faults::allocations_made();
+  faults::fail_allocations(first, behind_last);
+  return PyLong_FromUnsignedLongLong(made);
 }
 
 PyObject* ledger_figures(PyObject*, PyObject*) {
@@ -75,6 +87,10 @@ PyMethodDef functions[] = {
     {"_refuse_call", set_refusal, METH_VARARGS,
      "_refuse_call(name, error)\n--\n\n"
      "The system call of this name fails with the errno; 0 ends that."},
+    {"_fail_allocations", fail_allocations, METH_VARARGS,
+     "_fail_allocations(first=0, behind_last=0)\n--\n\n"
+     "This thread's C++ allocations with these numbers fail, counted from now; returns how many\n"
+     "were made since the last call."},
     {"_fault_figures", fault_figures, METH_NOARGS,
      "_fault_figures()\n--\n\nSystem calls made so far, and the faults among them by kind."},
     {"_ledger_figures", ledger_figures, METH_NOARGS,

@@ -211,6 +211,9 @@ class Loop final : private Host, private Clock {
 
   PyObject* task_factory = nullptr;
   std::size_t last_sock_read = 0;  // Bytes of the last sock_recv() or sock_recvfrom().
+  // scratch() holds ciphertext that is being read, while code of the program's may run: who
+  // receives meanwhile takes memory of its own.
+  bool scratch_lent = false;
 
  private:
   [[nodiscard]] bool added_watcher(const ReadinessWatchers::Added& added, PyObject* operation);

@@ -559,7 +559,7 @@ IoResult SockOperation::receive_bytes(Ref& bytes, os::SocketAddress* from) {
     return IoResult::success(0);
   }
   const bool large = size_ > kDirectReadFrom && loop_->last_sock_read > kDirectReadFrom;
-  if (size_ > Loop::kScratchSize || large) {
+  if (size_ > Loop::kScratchSize || large || loop_->scratch_lent) {
     PyObject* object = PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(size_));
     if (object == nullptr) {
       return IoResult::failure(ENOMEM);

@@ -38,7 +38,7 @@ StreamTransport::StreamTransport(PyObject* self, Loop& loop)
 
 StreamTransport::~StreamTransport() { close_descriptor(); }
 
-bool StreamTransport::open(UniqueFd fd, const TransportSpec& spec, const os::SocketAddress* peer) {
+bool StreamTransport::open(UniqueFd&& fd, const TransportSpec& spec, const os::SocketAddress* peer) {
   ModuleState& state = loop_->state();
   python_socket_ = Ref::borrow(spec.sock);
   fd_ = fd.get();
@@ -362,7 +362,13 @@ bool StreamTransport::feed_reader(std::size_t count) {
 void StreamTransport::feed_tls(std::size_t count) {
   const Ref protocol = protocol_.dup();  // Held: it may be exchanged from within.
   py::InContext context(read_context_.get());
-  if (!context.entered() || !tls_->received(loop_->scratch(), count)) {
+  bool received = context.entered();
+  if (received) {
+    loop_->scratch_lent = true;
+    received = tls_->received(loop_->scratch(), count);
+    loop_->scratch_lent = false;
+  }
+  if (!received) {
     fatal_error(PendingError::take(), "Fatal error: protocol.buffer_updated() call failed.");
   }
 }
@@ -905,13 +911,13 @@ PyObject* new_stream_transport(Loop& loop, int fd, const TransportSpec& spec) {
     return nullptr;
   }
   StreamTransport& transport = transport_of(self.get());
-  if (!transport.open(UniqueFd(fd), spec, nullptr)) {
-    PendingError error = PendingError::take();
-    transport.give_back();
-    error.restore();
-    return nullptr;
+  const os::SocketAddress* const unknown_peer = nullptr;
+  UniqueFd shared(fd);
+  PyObject* opened = open_or_give_back(std::move(self), transport, shared, spec, unknown_peer);
+  if (shared) {
+    (void)shared.release();  // The Python socket's, as before.
   }
-  return self.release();
+  return opened;
 }
 
 PyObject* accept_stream_transport(Loop& loop, UniqueFd fd, const os::SocketAddress& peer,
@@ -922,13 +928,7 @@ PyObject* accept_stream_transport(Loop& loop, UniqueFd fd, const os::SocketAddre
     return nullptr;
   }
   StreamTransport& transport = transport_of(self.get());
-  if (!transport.open(std::move(fd), spec, &peer)) {
-    PendingError error = PendingError::take();
-    transport.give_back();
-    error.restore();
-    return nullptr;
-  }
-  return self.release();
+  return open_or_give_back(std::move(self), transport, fd, spec, &peer);
 }
 
 }  // namespace cpploop

@@ -57,7 +57,7 @@ class StreamTransport final : public StreamEvents {
   StreamTransport& operator=(const StreamTransport&) = delete;
 
   // Takes over `fd`. False with the Python error set.
-  [[nodiscard]] bool open(UniqueFd fd, const TransportSpec& spec, const os::SocketAddress* peer);
+  [[nodiscard]] bool open(UniqueFd&& fd, const TransportSpec& spec, const os::SocketAddress* peer);
   // Gives an adopted descriptor back to its Python socket, when open() failed half-way.
   void give_back();
 

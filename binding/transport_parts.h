@@ -1,8 +1,10 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include "binding/loop.h"
+#include "binding/py/guard.h"
 #include "binding/py/python.h"
 #include "binding/py/ref.h"
 #include "core/os/unique_fd.h"
@@ -22,6 +24,22 @@ inline constexpr std::uint32_t kWarnAfterLostWrites = 5;
 // Schedules transport._call_connection_lost(exception).
 [[nodiscard]] bool schedule_connection_lost(Loop& loop, PyObject* transport, PyObject* exception,
                                             PyObject* context);
+
+// Opens a new transport on a descriptor. When that fails, by a Python error or by an exception, the
+// transport gives back what it took; a descriptor that never became a socket's stays in `fd`. Null
+// with the Python error set.
+template <typename Transport, typename... Arguments>
+[[nodiscard]] PyObject* open_or_give_back(py::Ref self, Transport& transport, UniqueFd& fd,
+                                          const Arguments&... arguments) {
+  const auto open = [&] { return transport.open(std::move(fd), arguments...) ? 0 : -1; };
+  if (py::guard_int(open) == 0) {
+    return self.release();
+  }
+  py::PendingError error = py::PendingError::take();
+  transport.give_back();
+  error.restore();
+  return nullptr;
+}
 
 // Closes a descriptor that a Python socket (null: none) shares. That lets go first; if it no longer
 // holds the number, somebody closed it behind our back, the number may be another file's by now,

@@ -14,6 +14,16 @@ using py::Ref;
 
 namespace {
 
+// Whether it is bytes, or a plain view of bytes: nobody can change either.
+[[nodiscard]] bool is_of_bytes(PyObject* object) noexcept {
+  if (!PyMemoryView_Check(object)) {
+    return PyBytes_CheckExact(object);
+  }
+  const Py_buffer& buffer = *PyMemoryView_GET_BUFFER(object);
+  return buffer.obj != nullptr && PyBytes_CheckExact(buffer.obj) && buffer.itemsize == 1 &&
+         buffer.ndim == 1 && PyBuffer_IsContiguous(&buffer, 'C') != 0;
+}
+
 // Sets a flag for the length of a scope.
 class Marked {
  public:
@@ -586,6 +596,12 @@ bool TlsProtocol::encrypt(std::span<const char> plaintext, bool regardless, std:
     const std::size_t put = room_size - room.size();
     used += put;
     if (result.outcome == Outcome::failed) {
+      // Records that are sealed have their numbers: what comes after them needs them.
+      PendingError error = PendingError::take();
+      if (used != 0 && !send(memory.data(), used)) {
+        PyErr_Clear();
+      }
+      error.restore();
       return false;
     }
     if (result.outcome != Outcome::done) {
@@ -661,7 +677,7 @@ bool TlsProtocol::write_backlog(bool regardless) {
       if (!rest || PySequence_SetItem(backlog.get(), 0, rest.get()) != 0) {
         return false;
       }
-      backlog_bytes_ += PyBytes_GET_SIZE(rest.get()) - length;
+      backlog_bytes_ += static_cast<Py_ssize_t>(plaintext.bytes.size() - taken) - length;
       return true;
     }
     if (PySequence_DelItem(backlog.get(), 0) != 0) {
@@ -672,13 +688,22 @@ bool TlsProtocol::write_backlog(bool regardless) {
   return true;
 }
 
-// What was not encrypted, as bytes that nobody can change.
+// What was not encrypted, as something that nobody can change. A long rest of bytes is a view of
+// them: copying it after each step would take time by the square of its length.
 Ref TlsProtocol::rest_of(const Plaintext& plaintext, std::size_t taken) {
-  if (taken == 0 && PyBytes_CheckExact(plaintext.object.get())) {
+  PyObject* object = plaintext.object.get();
+  if (taken == 0 && PyBytes_CheckExact(object)) {
     return plaintext.object.dup();
   }
-  return Ref::steal(PyBytes_FromStringAndSize(
-      plaintext.bytes.data() + taken, static_cast<Py_ssize_t>(plaintext.bytes.size() - taken)));
+  const std::size_t left = plaintext.bytes.size() - taken;
+  if (left > kCopiedRest && is_of_bytes(object)) {
+    const Ref view = Ref::steal(PyMemoryView_FromObject(object));
+    return view ? Ref::steal(PySequence_GetSlice(view.get(), static_cast<Py_ssize_t>(taken),
+                                                 static_cast<Py_ssize_t>(plaintext.bytes.size())))
+                : Ref();
+  }
+  return Ref::steal(PyBytes_FromStringAndSize(plaintext.bytes.data() + taken,
+                                              static_cast<Py_ssize_t>(left)));
 }
 
 bool TlsProtocol::push_backlog(PyObject* rest, PyObject* method) {
@@ -687,11 +712,13 @@ bool TlsProtocol::push_backlog(PyObject* rest, PyObject* method) {
     PyErr_SetString(PyExc_AttributeError, "_write_backlog");
     return false;
   }
-  Ref result = Ref::steal(PyObject_CallMethodOneArg(backlog.get(), method, rest));
+  const Py_ssize_t size = PyObject_Size(rest);
+  Ref result =
+      size < 0 ? Ref() : Ref::steal(PyObject_CallMethodOneArg(backlog.get(), method, rest));
   if (!result) {
     return false;
   }
-  backlog_bytes_ += PyBytes_GET_SIZE(rest);
+  backlog_bytes_ += size;
   return true;
 }
 

@@ -111,6 +111,8 @@ class TlsProtocol {
   static constexpr std::size_t kSealedRecordMax = kRecordMax + 512;
   // Memory BIOs never shrink, so that they are fed little more than a record at a time.
   static constexpr std::size_t kFeedMax = 17 * 1024;
+  // A shorter rest of what was written is copied, so that it does not keep the whole.
+  static constexpr std::size_t kCopiedRest = 64 * 1024;
   // Plaintext of at least this size is decrypted into the bytes object itself.
   static constexpr std::size_t kInPlaceFrom = 8 * 1024;
   // What transports other than ours read at a time.

@@ -125,17 +125,25 @@ constexpr std::array<const char*, TlsProtocol::kFlagCount> kFlagNames = {
 
 PyObject* get_slot(PyObject* self, void* closure) {
   const auto slot = index_of<TlsProtocol::Slot>(closure);
-  PyObject* value = tls_protocol_of(self).shown_slot(slot);
+  PyObject* value = nullptr;
+  // asyncio's getters may be called in any thread, and the loop's may exchange the slot meanwhile.
+  Py_BEGIN_CRITICAL_SECTION(self);
+  value = tls_protocol_of(self).shown_slot(slot);
+  Py_XINCREF(value);
+  Py_END_CRITICAL_SECTION();
   if (value == nullptr) {
     PyErr_SetString(PyExc_AttributeError, kSlotNames[slot]);
-    return nullptr;
   }
-  return py::new_ref(value);
+  return value;
 }
 int set_slot(PyObject* self, PyObject* value, void* closure) {
-  return py::guard_int([&] {
+  int result = 0;
+  Py_BEGIN_CRITICAL_SECTION(self);
+  result = py::guard_int([&] {
     return tls_protocol_of(self).set_slot(index_of<TlsProtocol::Slot>(closure), value) ? 0 : -1;
   });
+  Py_END_CRITICAL_SECTION();
+  return result;
 }
 PyObject* get_flag(PyObject* self, void* closure) {
   return py::boolean(tls_protocol_of(self).flag(index_of<TlsProtocol::Flag>(closure)));
@@ -250,12 +258,16 @@ struct TlsTransportObject {
 template <typename Body>
 [[nodiscard]] PyObject* write_through(PyObject* self, PyObject* list, Body body) {
   return py::guard([&]() -> PyObject* {
-    TlsTransportObject& transport = transport_object(self);
-    // Held: code that runs in between may take it away.
-    const Ref protocol = Ref::borrow(transport.protocol == nullptr ? Py_None : transport.protocol);
-    if (transport.native != nullptr) {
-      TlsProtocol& native = *transport.native;
-      return native.usable_loop() != nullptr && body(native) ? py::none() : nullptr;
+    // Held: code that runs in between may take it away, and so may the loop's thread.
+    Ref protocol;
+    TlsProtocol* native = nullptr;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    const TlsTransportObject& transport = transport_object(self);
+    protocol = Ref::borrow(transport.protocol == nullptr ? Py_None : transport.protocol);
+    native = transport.native;
+    Py_END_CRITICAL_SECTION();
+    if (native != nullptr) {
+      return native->usable_loop() != nullptr && body(*native) ? py::none() : nullptr;
     }
     return PyObject_CallMethod(protocol.get(), "_write_appdata", "O", list);
   });
@@ -315,8 +327,12 @@ PyMethodDef transport_methods[] = {
 };
 
 PyObject* get_ssl_protocol(PyObject* self, void*) {
-  PyObject* protocol = transport_object(self).protocol;
-  return py::new_ref(protocol == nullptr ? Py_None : protocol);
+  PyObject* protocol = nullptr;
+  Py_BEGIN_CRITICAL_SECTION(self);
+  protocol = transport_object(self).protocol;
+  protocol = py::new_ref(protocol == nullptr ? Py_None : protocol);
+  Py_END_CRITICAL_SECTION();
+  return protocol;
 }
 int set_ssl_protocol(PyObject* self, PyObject* value, void*) {
   const ModuleState* state = module_state_of(Py_TYPE(self));
@@ -326,12 +342,15 @@ int set_ssl_protocol(PyObject* self, PyObject* value, void*) {
   if (value == Py_None) {
     value = nullptr;
   }
+  Ref old;
+  Py_BEGIN_CRITICAL_SECTION(self);
   TlsTransportObject& transport = transport_object(self);
   transport.native = value != nullptr && PyObject_TypeCheck(value, state->tls_protocol_base)
                          ? &tls_protocol_of(value)
                          : nullptr;
   Py_XINCREF(value);
-  const Ref old = Ref::steal(std::exchange(transport.protocol, value));
+  old = Ref::steal(std::exchange(transport.protocol, value));
+  Py_END_CRITICAL_SECTION();
   return 0;
 }
 PyObject* get_closed(PyObject* self, void*) { return py::boolean(transport_object(self).closed); }

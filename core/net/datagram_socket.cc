@@ -8,10 +8,11 @@
 
 namespace cpploop {
 
-DatagramSocket::DatagramSocket(Engine& engine, UniqueFd fd, Sizes sizes, std::size_t header,
+DatagramSocket::DatagramSocket(Engine& engine, UniqueFd&& fd, Sizes sizes, std::size_t header,
                                DatagramEvents& events)
-    : engine_(engine), events_(events), fd_(std::move(fd)), header_(header) {
-  engine_.backend().attach(channel_, fd_.get(), Channel::Kind::datagram, this);
+    : engine_(engine), events_(events), header_(header) {
+  engine_.backend().attach(channel_, fd.get(), Channel::Kind::datagram, this);
+  fd_ = std::move(fd);
   channel_.batch = sizes == Sizes::any ? 1 : os::DatagramBatch::kMessages;
 }
 

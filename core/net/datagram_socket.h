@@ -52,9 +52,9 @@ class DatagramSocket final : private DatagramSink, private NativeCallback {
   // Whether a datagram can be larger than a slot of the batch: then each is received alone.
   enum class Sizes : std::uint8_t { fit_a_slot, any };
 
-  // `header` is what a queued datagram counts beside its bytes. Throws std::bad_alloc; the
-  // descriptor is closed then.
-  DatagramSocket(Engine& engine, UniqueFd fd, Sizes sizes, std::size_t header,
+  // `header` is what a queued datagram counts beside its bytes. Throws std::bad_alloc; `fd`
+  // still has the descriptor then.
+  DatagramSocket(Engine& engine, UniqueFd&& fd, Sizes sizes, std::size_t header,
                  DatagramEvents& events);
   ~DatagramSocket();
   DatagramSocket(const DatagramSocket&) = delete;

@@ -11,9 +11,10 @@
 
 namespace cpploop {
 
-StreamSocket::StreamSocket(Engine& engine, UniqueFd fd, StreamEvents& events)
-    : engine_(engine), events_(events), fd_(std::move(fd)) {
-  engine_.backend().attach(channel_, fd_.get(), Channel::Kind::stream, this);
+StreamSocket::StreamSocket(Engine& engine, UniqueFd&& fd, StreamEvents& events)
+    : engine_(engine), events_(events) {
+  engine_.backend().attach(channel_, fd.get(), Channel::Kind::stream, this);
+  fd_ = std::move(fd);
 }
 
 StreamSocket::~StreamSocket() {

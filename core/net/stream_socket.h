@@ -48,8 +48,8 @@ class StreamSocket final : private StreamSink {
   // Gathered bytes go out at the latest when they reach this.
   static constexpr std::size_t kGatherLimit = 64 * 1024;
 
-  // Throws std::bad_alloc; the descriptor is closed then.
-  StreamSocket(Engine& engine, UniqueFd fd, StreamEvents& events);
+  // Throws std::bad_alloc; `fd` still has the descriptor then.
+  StreamSocket(Engine& engine, UniqueFd&& fd, StreamEvents& events);
   ~StreamSocket();
   StreamSocket(const StreamSocket&) = delete;
   StreamSocket& operator=(const StreamSocket&) = delete;

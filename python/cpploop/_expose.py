@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import socket
@@ -22,14 +23,17 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ._metrics import look_from_any_thread
+
 if TYPE_CHECKING:
     from typing import Self
 
     from ._loop import Loop
 
 INTERVAL_S = 0.5
-# How long a loop of another thread may take to answer where only that thread may ask it.
-_ANSWER_S = 0.4
+# The sockets of this process by default names, and their lock.
+_taken: set[Path] = set()
+_taking = threading.Lock()
 
 
 def folder() -> Path:
@@ -82,6 +86,7 @@ class Exposure:
         if self._closed.is_set():
             return
         self._closed.set()
+        _taken.discard(self.path)
         if self._pid == os.getpid():
             with contextlib.suppress(FileNotFoundError):
                 self.path.unlink()
@@ -134,7 +139,7 @@ class Exposure:
         busy, callback = loop._progress()
         about["state"] = "busy" if busy else "waiting" if loop.is_running() else "not running"
         about["callback"] = callback
-        metrics = _metrics_of(loop)
+        metrics = look_from_any_thread(loop)
         if metrics is None:
             about["state"] = "blocked"
             return about
@@ -144,25 +149,6 @@ class Exposure:
         with contextlib.suppress(RuntimeError):  # The set of tasks changed while it was walked.
             about["tasks"] = len(asyncio.all_tasks(loop))
         return about
-
-
-def _metrics_of(loop: Loop) -> Any:
-    """The loop's metrics; None if the loop does not answer where it has to be asked."""
-    try:
-        return loop.metrics()
-    except RuntimeError:
-        pass
-    answers: list[Any] = []
-    answered = threading.Event()
-
-    def ask() -> None:
-        answers.append(loop.metrics())
-        answered.set()
-
-    with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(ask)
-        answered.wait(_ANSWER_S)
-    return answers[0] if answers else None
 
 
 def _is_allowed(connection: socket.socket) -> bool:
@@ -179,7 +165,8 @@ def expose(
 ) -> Exposure:
     """Let this user look at a loop from outside: ``python -m cpploop top PID``.
 
-    path: of the Unix socket to make; by default one that ``top`` finds by the process's number.
+    path: of the Unix socket to make; by default one that ``top`` finds by the process's number. The
+        next loop of the same process has ``-2`` behind the number, and ``top`` is given its path.
         Only this user and root may connect.
     loop: a cpploop loop; by default the running one.
 
@@ -191,9 +178,15 @@ def expose(
     chosen = asyncio.get_running_loop() if loop is None else loop
     if not isinstance(chosen, Loop):
         raise TypeError(f"only a cpploop loop can be exposed, not {type(chosen).__name__}")
-    if path is None:
-        path = default_path(os.getpid())
+    if path is not None:
+        return Exposure(chosen, Path(path))
+    with _taking:
+        first = default_path(os.getpid())
+        further = (first.with_stem(f"{first.stem}-{n}") for n in itertools.count(2))
+        free = next(path for path in itertools.chain([first], further) if path not in _taken)
         # What an earlier process of the same number left.
         with contextlib.suppress(FileNotFoundError):
-            path.unlink()
-    return Exposure(chosen, Path(path))
+            free.unlink()
+        exposure = Exposure(chosen, free)
+        _taken.add(free)
+    return exposure

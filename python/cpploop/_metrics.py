@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import contextlib
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,6 +13,9 @@ from . import _native
 
 if TYPE_CHECKING:
     from ._loop import Loop
+
+# How long a loop may take to answer where only its own thread may ask it.
+ANSWER_S = 0.4
 
 _KINDS: dict[type, str] = {
     _native.StreamTransport: "stream",
@@ -91,6 +96,29 @@ def _cumulative(counts: Iterable[int]) -> tuple[tuple[float, int], ...]:
         totals.append((2.0**power * 1e-6, total))
     totals[-1] = (float("inf"), total)
     return tuple(totals)
+
+
+def look_from_any_thread(loop: Loop | None) -> LoopMetrics | None:
+    """The metrics of a loop that may run in another thread; None where they cannot be had.
+
+    On a free-threaded Python only the loop's own thread may look, and is asked to. None for a loop
+    that does not answer within ANSWER_S, that is closed, or that is gone.
+    """
+    if loop is None or loop.is_closed():
+        return None
+    with contextlib.suppress(RuntimeError):
+        return look(loop)
+    answers: list[LoopMetrics] = []
+    answered = threading.Event()
+
+    def ask() -> None:
+        answers.append(look(loop))
+        answered.set()
+
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(ask)
+        answered.wait(ANSWER_S)
+    return answers[0] if answers else None
 
 
 def look(loop: Loop) -> LoopMetrics:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import os
 import ssl
 import sys
@@ -107,6 +108,27 @@ class _SSLProtocolTransport(_native.TlsTransportBase, sslproto._SSLProtocolTrans
     """The transport of a TLS connection (asyncio's own, with native writing)."""
 
 
+def _refusing_other_threads(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self._loop._check_thread()
+        return method(self, *args, **kwargs)
+
+    return checked
+
+
+if _native.build_info()["free_threaded"]:
+    # As the native transports do there. Half of a close() in another thread would be worse than
+    # none: it fails where it sets its time-out, and the next one finds that it was done.
+    for _name in (
+        *("abort", "close", "get_protocol", "get_write_buffer_limits", "get_write_buffer_size"),
+        *("is_reading", "pause_reading", "resume_reading", "set_protocol"),
+        *("set_read_buffer_limits", "set_write_buffer_limits"),
+    ):
+        _checked = _refusing_other_threads(getattr(sslproto._SSLProtocolTransport, _name))
+        setattr(_SSLProtocolTransport, _name, _checked)
+
+
 class SSLProtocol(_native.TlsProtocolBase, sslproto.SSLProtocol):
     """asyncio's SSLProtocol with a native data path."""
 
@@ -140,15 +162,19 @@ class SSLProtocol(_native.TlsProtocolBase, sslproto.SSLProtocol):
     # those who are served already do not wait for all who come.
 
     def _do_handshake(self) -> None:
-        if self._deferred:
-            return  # Its turn comes; what has arrived is kept.
-        if self._loop._handshakes.admit(self):
+        if not self._deferred and self._loop._handshakes.admit(self):
             super()._do_handshake()  # type: ignore[misc]
-        else:
-            self._deferred = True
+            return
+        # Its turn comes. What has arrived is kept, and until then no more is read: many who wait
+        # and send without end must not fill the memory.
+        self._deferred = True
+        if self._transport is not None:
+            self._transport.pause_reading()
 
     def _do_deferred_handshake(self) -> None:
         self._deferred = False
+        if self._transport is not None:
+            self._transport.resume_reading()
         if self._state is not sslproto.SSLProtocolState.DO_HANDSHAKE:
             return
         super()._do_handshake()  # type: ignore[misc]

@@ -101,7 +101,7 @@ def _live(looks: Iterator[dict[str, Any]]) -> int:
         from rich.live import Live
         from rich.table import Table
     except ImportError:
-        print("cpploop top: pip install cpploop[top] for the live view", file=sys.stderr)
+        print("cpploop top: the live view needs rich, cpploop's extra top", file=sys.stderr)
         return 1
     old = next(looks)
     with Live(auto_refresh=False, screen=True) as live:

@@ -1,4 +1,4 @@
-"""OpenTelemetry instruments for loops: ``pip install cpploop[opentelemetry]``.
+"""OpenTelemetry instruments for loops: the extra ``opentelemetry``.
 
 from opentelemetry import metrics
 from cpploop.opentelemetry import observe
@@ -14,7 +14,7 @@ from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from ._exported import COUNTERS, GAUGES
 from ._loop import Loop
-from ._metrics import LoopMetrics
+from ._metrics import LoopMetrics, look_from_any_thread
 
 __all__ = ("observe",)
 
@@ -25,9 +25,10 @@ def observe(meter: Meter, **loops: Loop) -> None:
     """Register observable instruments for loops, each under the name it is given here.
 
     Names begin with ``cpploop.``, the attribute ``loop`` tells the loops apart, and a loop that
-    was closed is left out from then on. See cpploop.LoopMetrics for what is counted. How late a
-    loop is comes as gauges for the quantiles 0.5, 0.9 and 0.99, since observable histograms do
-    not exist.
+    was closed is left out from then on; on a free-threaded Python, where the loop itself has to
+    answer another thread, so is one that is blocked. See cpploop.LoopMetrics for what is counted.
+    How late a loop is comes as gauges for the quantiles 0.5, 0.9 and 0.99, since observable
+    histograms do not exist.
     """
 
     def instrument(
@@ -35,8 +36,9 @@ def observe(meter: Meter, **loops: Loop) -> None:
     ) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def observations(options: CallbackOptions) -> Iterable[Observation]:
             for name, loop in loops.items():
-                if not loop.is_closed():
-                    for value, attributes in read(loop.metrics()):
+                metrics = look_from_any_thread(loop)
+                if metrics is not None:
+                    for value, attributes in read(metrics):
                         yield Observation(value, {"loop": name, **attributes})
 
         return observations

@@ -1,4 +1,4 @@
-"""A Prometheus collector for loops: ``pip install cpploop[prometheus]``.
+"""A Prometheus collector for loops: the extra ``prometheus``.
 
 import prometheus_client
 from cpploop.prometheus import LoopCollector
@@ -19,6 +19,7 @@ from prometheus_client.core import (
 
 from ._exported import COUNTERS, GAUGES
 from ._loop import Loop
+from ._metrics import look_from_any_thread
 
 __all__ = ("LoopCollector",)
 
@@ -34,8 +35,12 @@ class LoopCollector:
         self._loops = loops
 
     def collect(self) -> Iterator[Metric]:
-        """What prometheus_client calls at each scrape, in any thread."""
-        looks = {name: loop.metrics() for name, loop in self._loops.items() if not loop.is_closed()}
+        """What prometheus_client calls at each scrape, in any thread.
+
+        On a free-threaded Python the loop itself has to answer; one that is blocked is left out.
+        """
+        answers = {name: look_from_any_thread(loop) for name, loop in self._loops.items()}
+        looks = {name: metrics for name, metrics in answers.items() if metrics is not None}
         for field, text in COUNTERS.items():
             counter = CounterMetricFamily(f"cpploop_{field}", text, labels=["loop"])
             for name, metrics in looks.items():

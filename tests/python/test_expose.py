@@ -64,6 +64,25 @@ def test_tells_what_metrics_says(loop: Any) -> None:
     loop.run_until_complete(main())
 
 
+def test_several_loops_of_a_process(loop: Any) -> None:
+    """Each has a socket, and closing one leaves the others'."""
+    other = cpploop.new_event_loop()
+    name = f"{os.getpid()}.sock"
+    with cpploop.expose(loop=loop) as first:
+        second = cpploop.expose(loop=other)
+        assert [first.path.name, second.path.name] == [name, f"{os.getpid()}-2.sock"]
+        assert len(looks(first.path, 1)) == len(looks(second.path, 1)) == 1
+        second.close()
+        assert first.path.exists() and not second.path.exists()
+        with cpploop.expose(loop=other) as third:
+            assert third.path == second.path
+            second.close()  # A second call does nothing, to the next one neither.
+            assert len(looks(third.path, 1)) == 1
+    other.close()
+    with cpploop.expose(loop=loop) as again:
+        assert again.path == first.path
+
+
 @pytest.mark.parametrize("state", ["not running", "closed"])
 def test_states(loop: Any, state: str) -> None:
     with cpploop.expose(loop=loop) as exposure:

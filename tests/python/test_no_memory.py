@@ -1,9 +1,10 @@
-"""Memory that the interpreter cannot get, at every one of its allocations in turn.
+"""Memory that cannot be had, at every allocation in turn: the interpreter's, and C++'s.
 
-The engine's own allocations fail in tests/core/allocation_test.cc; these are the interpreter's,
-made by the binding or for it. Each operation runs in a process of its own, once for each allocation
-that it comes to, with that one failing: what is told is a MemoryError or nothing, nobody crashes,
-and the loop and its connections work afterwards.
+The interpreter's allocations are made by the binding or for it; those of C++, in the binding and
+the engine, fail in a cpploop that was built with CPPLOOP_FAULTS (tests/core/allocation_test.cc has
+the engine alone). Each operation runs in a process of its own, once for each allocation that it
+comes to, with that one failing: what is told is a MemoryError or nothing, nobody crashes, and the
+loop and its connections work afterwards.
 """
 
 from __future__ import annotations
@@ -13,6 +14,11 @@ from collections.abc import Callable
 
 import pytest
 import support
+
+try:
+    from cpploop import _native
+except ImportError:
+    _native = None  # type: ignore[assignment]
 
 pytest.importorskip("_testcapi", reason="lets allocations fail")
 
@@ -369,6 +375,19 @@ PROGRAM = """
         words = ("error return without exception set", "returned NULL without setting an exception")
         return isinstance(exc, SystemError) and str(exc).endswith(words)
 
+    if WHOSE == "interpreter":
+        def fail_from(number):
+            _testcapi.set_nomemory(number, number + 1)
+
+        fail_no_more = _testcapi.remove_mem_hooks
+    else:
+        from cpploop._native import _fail_allocations
+
+        def fail_from(number):
+            _fail_allocations(number, number + 1)
+
+        fail_no_more = _fail_allocations
+
     def one(number):
         global loop, transport, far
         loop = factory()
@@ -383,13 +402,13 @@ PROGRAM = """
         given = prepare()
         error = None
         gc.disable()
-        _testcapi.set_nomemory(number, number + 1)
+        fail_from(number)
         try:
             operate(given)
         except BaseException as exc:
             error = exc
         finally:
-            _testcapi.remove_mem_hooks()
+            fail_no_more()
         if sys.version_info < (3, 12):
             # asyncio allocates there to note that no loop runs any more, and may have failed to.
             asyncio._set_running_loop(None)
@@ -439,9 +458,23 @@ PROGRAM = """
 
 
 @pytest.mark.skipif("cpploop" not in support.selected_loops(), reason="about cpploop's binding")
+@pytest.mark.parametrize(
+    "whose",
+    [
+        "interpreter",
+        pytest.param(
+            "C++",
+            marks=pytest.mark.skipif(
+                not hasattr(_native, "_fail_allocations"),
+                reason="cpploop was built without CPPLOOP_FAULTS",
+            ),
+        ),
+    ],
+)
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_no_memory(name: str, figure: Callable[[str], None]) -> None:
+def test_no_memory(name: str, whose: str, figure: Callable[[str], None]) -> None:
     program = textwrap.dedent(PROGRAM).replace("# THE OPERATION", textwrap.dedent(OPERATIONS[name]))
+    program = f"WHOSE = {whose!r}\n{program}"
     kind = "tls" if name.startswith("tls") else "plain"
     result = support.run_script(program, kind, loop="cpploop", timeout=60)
     words = result.stdout.split()

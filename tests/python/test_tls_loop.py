@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import ssl
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import support
-from support import Certificates, Env, Recorder, eventually
+import tls_support
+from support import BufferedRecorder, Certificates, Env, Recorder, eventually
 
 pytestmark = pytest.mark.skipif(
     "cpploop" not in support.selected_loops(), reason="about cpploop's own arrangements"
@@ -407,3 +410,239 @@ def test_the_shipped_module_is_the_one_that_is_used() -> None:
     for name in ("write", "writelines"):
         assert getattr(_tls._SSLProtocolTransport, name) is getattr(_native.TlsTransportBase, name)
     assert Path(_native.__file__).suffix == ".so"
+
+
+# ------------------------------------------------------------------------ what is kept in between
+
+
+def ssl_protocol_of(transport: Any) -> Any:
+    return transport._ssl_protocol
+
+
+@pytest.mark.parametrize("tier", ["bio", "direct"])
+def test_a_long_rest_is_not_copied(
+    pki: tls_support.Pki, tier: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One write of megabytes to a peer that reads slowly takes time by its length."""
+    monkeypatch.setenv("CPPLOOP_TLS", tier)
+    data = random.Random(1).randbytes(8 << 20)
+
+    async def main(env: Env) -> None:
+        async with tls_support.endpoint(env, pki, "client", Recorder()) as (transport, peer):
+            transport.write(data)
+            transport.write(b"behind it")
+            backlog = ssl_protocol_of(transport)._write_backlog
+            rest = backlog[0]
+            assert isinstance(rest, memoryview) and rest.obj is data
+            assert transport.get_write_buffer_size() >= len(rest) > 1 << 20
+            received = await peer.read_exactly(1 << 20)
+            # Still the very same bytes behind it, and not a copy of what is left.
+            await eventually(lambda: len(backlog[0]) < len(rest))
+            assert backlog[0].obj is data
+            received += await peer.read_exactly(len(data) - (1 << 20))
+            assert received == data
+            assert await peer.read_exactly(9) == b"behind it"
+            await eventually(lambda: transport.get_write_buffer_size() == 0)
+
+    support.run(support.factory("cpploop"), main)
+
+
+@pytest.mark.parametrize("tier", ["bio", "direct"])
+@pytest.mark.parametrize("view", [False, True], ids=["bytearray", "memoryview"])
+def test_a_long_rest_of_what_may_change_is_copied(
+    pki: tls_support.Pki, view: bool, tier: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CPPLOOP_TLS", tier)
+    size = 4 << 20
+
+    async def main(env: Env) -> None:
+        async with tls_support.endpoint(env, pki, "client", Recorder()) as (transport, peer):
+            data = bytearray(b"x" * size)
+            transport.write(memoryview(data) if view else data)
+            data[:] = b"y" * size
+            data.clear()  # Nobody looks into it any more.
+            assert await peer.read_exactly(size) == b"x" * size
+
+    support.run(support.factory("cpploop"), main)
+
+
+def test_who_waits_for_a_handshake_reads_no_more(
+    certs: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many who wait for their turn and send without end do not fill the memory."""
+    from cpploop._tls import HandshakeQueue
+
+    monkeypatch.setenv("CPPLOOP_TLS", "auto")
+    monkeypatch.setattr(HandshakeQueue, "PER_TURN", 0)
+    waiting: list[Any] = []
+    admit = HandshakeQueue.admit
+
+    def watched(queue: HandshakeQueue, protocol: Any) -> bool:
+        admitted = admit(queue, protocol)
+        if not admitted:
+            waiting.append(protocol)
+        return admitted
+
+    monkeypatch.setattr(HandshakeQueue, "admit", watched)
+
+    async def main(env: Env) -> None:
+        env.loop._handshakes = HandshakeQueue()
+        rec = Recorder()
+        sock, other = support.tcp_pair()
+        other.setblocking(False)
+        task = asyncio.ensure_future(
+            env.loop.connect_accepted_socket(lambda: rec, sock, ssl=certs.server_context())
+        )
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client = certs.client_context().wrap_bio(incoming, outgoing, server_hostname="localhost")
+        with contextlib.suppress(ssl.SSLWantReadError):
+            client.do_handshake()
+        other.send(outgoing.read())
+        await eventually(lambda: len(waiting) > 0)
+        [protocol] = waiting
+        sent = 0
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(200):
+                sent += other.send(bytes(1 << 16))
+                await asyncio.sleep(0.001)
+        assert sent < 100 << 16  # It came to a stop, in the kernel.
+        assert protocol._get_read_buffer_size() < 1 << 19
+        assert not protocol._transport.is_reading()
+        # Its turn comes: what was sent is no TLS, and the connection ends by that.
+        env.loop._handshakes.PER_TURN = 12
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            await task
+        other.close()
+
+    support.run(support.factory("cpploop"), main, check_warnings=False)
+
+
+def test_receiving_while_ciphertext_is_read(pki: tls_support.Pki) -> None:
+    """The loop has one piece of memory for what comes, and code that runs in between asks, too."""
+
+    async def main(env: Env) -> None:
+        near, far = support.unix_pair()
+        near.setblocking(False)
+        taken: list[bytes] = []
+
+        class Nosy(BufferedRecorder):
+            def get_buffer(self, sizehint: int) -> Any:
+                # A task that starts eagerly comes to this: what is there is received at once.
+                far.send(b"between" * 1000)
+                try:
+                    env.loop.sock_recv(near, 65536).send(None)
+                except StopIteration as done:
+                    taken.append(done.value)
+                return super().get_buffer(sizehint)
+
+        rec = Nosy()
+        data = random.Random(2).randbytes(200_000)
+        async with tls_support.endpoint(env, pki, "client", rec) as (_, peer):
+            await peer.write(data)
+            await eventually(lambda: len(rec.received) == len(data))
+            assert rec.received == data
+        assert taken and set(taken) == {b"between" * 1000}
+        near.close()
+        far.close()
+
+    support.run(support.factory("cpploop"), main)
+
+
+def test_records_that_are_sealed_are_sent(pki: tls_support.Pki) -> None:
+    """Ctrl-C within a write: what comes later is not behind a gap in the records' numbers."""
+    strikes = iter([False, False, True])
+
+    class Interrupted(ssl.SSLObject):
+        def write(self, data: Any) -> int:
+            if next(strikes, False):
+                raise KeyboardInterrupt
+            return super().write(data)
+
+    async def main(env: Env) -> None:
+        context = pki.context("client")
+        context.sslobject_class = Interrupted
+        async with tls_support.endpoint(env, pki, "client", Recorder(), context=context) as (
+            transport,
+            peer,
+        ):
+            assert transport.get_extra_info("cpploop.tls").tier == "bio"
+            with pytest.raises(KeyboardInterrupt):
+                transport.write(bytes(40_000))
+            transport.write(b"later")
+            assert await peer.read_exactly(32_768) == bytes(32_768)
+            assert (await peer.read_exactly(5)) == b"later"
+
+    support.run(support.factory("cpploop"), main)
+
+
+@pytest.mark.skipif(not support.FREE_THREADED, reason="with a GIL nobody is refused, as on asyncio")
+def test_calls_from_another_thread(pki: tls_support.Pki) -> None:
+    """They are refused before they have done anything: the connection goes on."""
+
+    async def main(env: Env) -> None:
+        rec = Recorder()
+        async with tls_support.endpoint(env, pki, "client", rec) as (transport, peer):
+            calls: dict[str, Any] = {
+                "abort": transport.abort,
+                "close": transport.close,
+                "get_protocol": transport.get_protocol,
+                "get_write_buffer_size": transport.get_write_buffer_size,
+                "is_reading": transport.is_reading,
+                "pause_reading": transport.pause_reading,
+                "resume_reading": transport.resume_reading,
+                "set_protocol": lambda: transport.set_protocol(rec),
+                "set_write_buffer_limits": transport.set_write_buffer_limits,
+                "write": lambda: transport.write(b"no"),
+                "writelines": lambda: transport.writelines([b"no"]),
+            }
+            refused = []
+
+            def meddle() -> None:
+                for name, call in calls.items():
+                    try:
+                        call()
+                    except RuntimeError:
+                        refused.append(name)
+
+            await asyncio.to_thread(meddle)
+            assert refused == list(calls)
+            assert not transport.is_closing() and transport.is_reading()
+            transport.write(b"yes")
+            assert await peer.read_exactly(3) == b"yes"
+            await peer.write(b"heard")
+            await eventually(lambda: rec.received == b"heard")
+
+    support.run(support.factory("cpploop"), main)
+
+
+@pytest.mark.skipif(not support.FREE_THREADED, reason="with a GIL there is no race")
+def test_what_is_known_of_a_connection_is_asked_while_it_ends(pki: tls_support.Pki) -> None:
+    """get_extra_info() in another thread beside connection_lost(): an answer or a refusal."""
+
+    async def main(env: Env) -> None:
+        asked: list[Any] = []
+        over = threading.Event()
+
+        def ask() -> None:
+            while not over.is_set():
+                for transport in asked[-1:]:
+                    with contextlib.suppress(RuntimeError, AttributeError):
+                        transport.get_extra_info("peername")
+                        transport.get_extra_info("cipher")
+
+        threads = [threading.Thread(target=ask) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(30):
+                async with tls_support.linked(env, pki, Recorder(), Recorder()) as (one, two):
+                    asked.append(one)
+                    await asyncio.sleep(0.002)
+                    two.close()
+                    await asyncio.sleep(0.002)
+        finally:
+            over.set()
+            for thread in threads:
+                thread.join()
+
+    support.run(support.factory("cpploop"), main)
