@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import dataclasses
 import math
 import os
@@ -227,6 +228,29 @@ def test_prometheus(loop: Any) -> None:
     assert value("cpploop_turns_total", loop="jobs") is None
     text = prometheus_client.generate_latest(registry).decode()
     assert "# TYPE cpploop_bytes_received_total counter" in text
+
+
+def test_exporters_ask_from_their_own_thread(loop: Any) -> None:
+    """While the loop runs, as a scrape does; one that is blocked is no reason to fail."""
+    prometheus_client = pytest.importorskip("prometheus_client")
+    from cpploop.prometheus import LoopCollector
+
+    registry = prometheus_client.CollectorRegistry()
+    registry.register(LoopCollector(api=loop))
+
+    def turns() -> float | None:
+        found: float | None = registry.get_sample_value("cpploop_turns_total", {"loop": "api"})
+        return found
+
+    async def main() -> None:
+        first = await asyncio.to_thread(turns)
+        second = await asyncio.to_thread(turns)
+        assert first is not None and second is not None and second > first > 0
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            blocked = pool.submit(turns).result(timeout=20)
+        assert (blocked is None) == support.FREE_THREADED
+
+    loop.run_until_complete(main())
 
 
 def test_opentelemetry(loop: Any) -> None:
