@@ -16,6 +16,7 @@ CONNECTIONS = (1, 8, 64)
 STREAM_MODES = ("proto", "buffered", "streams")
 ECHO_MODES = (*STREAM_MODES, "sock")
 WEB_SERVERS = {"uvicorn": "asgi.py", "aiohttp": "aioweb.py"}
+TIER_0 = "cpploop-bio"  # Differs from cpploop where there is TLS.
 HELLO = 13  # Bytes of "Hello, world!", the answer of everybody's plain-text benchmark.
 
 # The order of the page. The second part of each is its title.
@@ -116,6 +117,8 @@ class Row:
         """Whether `loop` can take part; `transports_only` for one that only brings transports."""
         if loop == FLOOR:
             return self.has_floor
+        if loop == TIER_0 and not (isinstance(self.run, Served) and self.run.tls):
+            return False
         return loop not in self.stays_away and (self.uses_transports or not transports_only)
 
 

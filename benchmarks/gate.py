@@ -129,6 +129,12 @@ async def echo_1k_held(loop: Loop, count: int) -> None:
     await _echo(loop, count, list(sockets))
 
 
+async def echo_1k_metrics(loop: Loop, count: int) -> None:
+    """The same with one connection a turn, while the loop measures its turns' times."""
+    getattr(loop, "metrics", nothing)()
+    await echo_1k(loop, count)
+
+
 async def _echo(loop: Loop, count: int, sockets: list[socket.socket]) -> None:
     echo, _ = await loop.connect_accepted_socket(EchoProtocol, sockets.pop())
     transport, client = await loop.connect_accepted_socket(Client, sockets.pop())
@@ -145,6 +151,7 @@ PROGRAMS: dict[str, tuple[Program, int, int]] = {
     "timer_fired": (timer_fired, 10_000, 60_000),
     "echo_1k": (echo_1k, 2_000, 8_000),
     "echo_1k_held": (echo_1k_held, 2_000, 8_000),
+    "echo_1k_metrics": (echo_1k_metrics, 2_000, 8_000),
 }
 
 

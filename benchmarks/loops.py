@@ -12,6 +12,7 @@ import functools
 import importlib
 import importlib.metadata
 import json
+import os
 import platform
 import sys
 from collections.abc import Callable
@@ -38,6 +39,7 @@ class LoopSpec:
     module: str  # The package that makes the loop, and that its type must come from.
     addon: str | None = None  # A package whose transports replace those of that loop.
     backend: str | None = None  # cpploop's way to the kernel, where it is not the default one.
+    tls: str | None = None  # cpploop's way of doing TLS, where it is not the best there is.
 
     def version(self) -> str:
         """The version, for example "0.23.0" or "1.2.0 on 0.23.0"."""
@@ -46,6 +48,8 @@ class LoopSpec:
 
     def load(self) -> LoopFactory:
         """Import what the loop needs and return its factory."""
+        if self.tls is not None:
+            os.environ["CPPLOOP_TLS"] = self.tls
         factory: LoopFactory = _import(self.module).new_event_loop
         if self.backend is not None:
             factory = functools.partial(factory, backend=self.backend)
@@ -61,6 +65,11 @@ class LoopSpec:
         backend = getattr(loop, "_backend", None)
         # A kernel that refuses a backend gets the other one without a word.
         assert self.backend in (None, backend), f"{self.name}: runs on {backend}"
+        if self.tls is not None:
+            import cpploop
+
+            tier = cpploop.build_info()["tls"]
+            assert isinstance(tier, tuple) and tier[0] == self.tls, f"{self.name}: TLS by {tier}"
         # aiofastnet puts its functions on the instance; nothing else here does.
         patch = getattr(vars(loop).get("create_server"), "func", None) if self.addon else None
         patcher = getattr(patch, "__module__", "").partition(".")[0] or None
@@ -103,6 +112,7 @@ LOOPS: dict[str, LoopSpec] = {
         LoopSpec("aiofastnet-uvloop", "uvloop", addon="aiofastnet"),
         LoopSpec("cpploop", "cpploop"),
         LoopSpec("cpploop-io_uring", "cpploop", backend="io_uring"),
+        LoopSpec("cpploop-bio", "cpploop", tls="bio"),
     )
 }
 

@@ -38,7 +38,8 @@ StreamTransport::StreamTransport(PyObject* self, Loop& loop)
 
 StreamTransport::~StreamTransport() { close_descriptor(); }
 
-bool StreamTransport::open(UniqueFd&& fd, const TransportSpec& spec, const os::SocketAddress* peer) {
+bool StreamTransport::open(UniqueFd&& fd, const TransportSpec& spec,
+                           const os::SocketAddress* peer) {
   ModuleState& state = loop_->state();
   python_socket_ = Ref::borrow(spec.sock);
   fd_ = fd.get();

@@ -91,18 +91,24 @@ void DirectSession::settle() noexcept {
 
 bool DirectSession::feed(const char* data, std::size_t size) {
   largest_fed_ = std::max(largest_fed_, size);
+  bool ok = true;
+  // The object's Python methods take the same lock on a free-threaded build.
+  Py_BEGIN_CRITICAL_SECTION(ssl_socket());
   tap_.feeds();
-  while (size > 0) {
+  while (size > 0 && ok) {
     const int taken = openssl().bio_write(incoming_bio_, data, as_int(size));
-    if (taken <= 0) {
-      openssl().clear_errors();
-      PyErr_NoMemory();  // The only thing that a memory BIO can lack.
-      return false;
+    ok = taken > 0;
+    if (ok) {
+      data += taken;
+      size -= static_cast<std::size_t>(taken);
     }
-    data += taken;
-    size -= static_cast<std::size_t>(taken);
   }
-  return true;
+  Py_END_CRITICAL_SECTION();
+  if (!ok) {
+    openssl().clear_errors();
+    PyErr_NoMemory();  // The only thing that a memory BIO can lack.
+  }
+  return ok;
 }
 
 TlsSession::Result DirectSession::read(char* into, std::size_t size,
@@ -110,7 +116,6 @@ TlsSession::Result DirectSession::read(char* into, std::size_t size,
   int count = 0;
   int error = 0;
   bool closed = false;
-  // The object's Python methods take the same lock on a free-threaded build.
   Py_BEGIN_CRITICAL_SECTION(ssl_socket());
   openssl().clear_errors();
   {
@@ -171,6 +176,7 @@ TlsSession::Result DirectSession::write(const char* data, std::size_t size, std:
 
 Py_ssize_t DirectSession::drain(char* into, std::size_t size) {
   std::size_t total = 0;
+  Py_BEGIN_CRITICAL_SECTION(ssl_socket());
   while (total < size) {
     const int count = openssl().bio_read(outgoing_bio_, into + total, as_int(size - total));
     if (count <= 0) {
@@ -178,6 +184,7 @@ Py_ssize_t DirectSession::drain(char* into, std::size_t size) {
     }
     total += static_cast<std::size_t>(count);
   }
+  Py_END_CRITICAL_SECTION();
   return static_cast<Py_ssize_t>(total);
 }
 

@@ -702,8 +702,8 @@ Ref TlsProtocol::rest_of(const Plaintext& plaintext, std::size_t taken) {
                                                  static_cast<Py_ssize_t>(plaintext.bytes.size())))
                 : Ref();
   }
-  return Ref::steal(PyBytes_FromStringAndSize(plaintext.bytes.data() + taken,
-                                              static_cast<Py_ssize_t>(left)));
+  return Ref::steal(
+      PyBytes_FromStringAndSize(plaintext.bytes.data() + taken, static_cast<Py_ssize_t>(left)));
 }
 
 bool TlsProtocol::push_backlog(PyObject* rest, PyObject* method) {

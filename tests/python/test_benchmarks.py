@@ -180,7 +180,7 @@ def test_the_short_run_stays_under_half_an_hour(
 def test_the_long_run_has_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = {row.name: names for row, names in run.planned(options(monkeypatch, "--set=full"))}
     assert set(rows) == set(catalogue.ROWS)
-    assert set(rows["proto-1k-64"]) == {FLOOR, *LOOPS}
+    assert set(rows["proto-1k-64"]) == {FLOOR, *LOOPS} - {catalogue.TIER_0}
     assert "aiofastnet-uvloop" not in rows["call_soon"] and FLOOR not in rows["call_soon"]
     assert "zloop" not in rows["tls-proto-1k-64"]
 
@@ -468,6 +468,8 @@ def test_targets_by_row() -> None:
             results("sleep_0", {"rloop": [100.0], SUBJECT: [111.0]}),
             results("loop_creation", {"rloop": [100.0], SUBJECT: [101.0]}),
             results("tls-proto-1k-64", {"rloop": [100.0], SUBJECT: [114.0]}),
+            results("aiohttp-tls-64", {BASE: [80.0], "rloop": [100.0], SUBJECT: [119.0]}),
+            results("uvicorn-tls-64", {BASE: [80.0], "rloop": [100.0], SUBJECT: [121.0]}),
         ]
     )
     verdicts = {row.name: targets.target_of(row).is_met(row) for row in rows}
@@ -476,7 +478,10 @@ def test_targets_by_row() -> None:
         "sleep_0": True,
         "loop_creation": True,
         "tls-proto-1k-64": False,
+        "aiohttp-tls-64": False,
+        "uvicorn-tls-64": True,
     }
+    assert "1.19x, 1.49x uvloop" in targets.table(rows)
     assert all(targets.reason_for(row) for row in rows if not verdicts[row.name])
 
 
@@ -525,6 +530,12 @@ def test_a_server_that_is_never_idle_has_no_cpu_per_request() -> None:
     (row,) = report.summaries([data])
     assert "CPU in" not in report.family_tables([row])
     assert sorted(row.moved) == [0], "the median latency is what must not move"
+
+
+def test_tier_0_takes_part_where_there_is_tls() -> None:
+    assert catalogue.ROWS["tls-proto-1k-64"].can_run(catalogue.TIER_0)
+    assert not catalogue.ROWS["proto-1k-64"].can_run(catalogue.TIER_0)
+    assert not catalogue.ROWS["call_soon"].can_run(catalogue.TIER_0)
 
 
 def test_our_other_backend_is_no_rival() -> None:
