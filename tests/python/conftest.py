@@ -17,6 +17,7 @@ import functools
 import gc
 import signal
 import sys
+import sysconfig
 import traceback
 import warnings
 import zlib
@@ -59,6 +60,20 @@ def pytest_configure(config: pytest.Config) -> None:
         )
     if not config.pluginmanager.hasplugin("timeout"):
         config.addinivalue_line("markers", "timeout(seconds): needs pytest-timeout to have effect")
+
+
+def pytest_sessionstart() -> None:
+    refuse_a_lock()
+
+
+def pytest_runtest_teardown() -> None:
+    refuse_a_lock()
+
+
+def refuse_a_lock() -> None:
+    """Modules that cannot do without the lock switch it on, and threads prove nothing from then."""
+    free_threaded = sysconfig.get_config_var("Py_GIL_DISABLED") and sys.flags.gil != 1
+    assert not (free_threaded and sys._is_gil_enabled()), "something has switched the lock on"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -371,9 +371,13 @@ PROGRAM = """
         await asyncio.sleep(0)
 
     def is_the_interpreters(exc):
-        # Python code that catches a KeyError, as os.environ.get() does, may meet this in its place.
+        # os.environ.get() may meet this where it would catch a KeyError. Of anybody else it would
+        # be a mistake of the binding's; what these modules call is never cpploop's.
         words = ("error return without exception set", "returned NULL without setting an exception")
-        return isinstance(exc, SystemError) and str(exc).endswith(words)
+        if not (isinstance(exc, SystemError) and str(exc).endswith(words)):
+            return False
+        *_, (frame, _) = traceback.walk_tb(exc.__traceback__)
+        return frame.f_globals["__name__"] in ("os", "collections.abc")
 
     if WHOSE == "interpreter":
         def fail_from(number):
@@ -457,7 +461,18 @@ PROGRAM = """
 """
 
 
-@pytest.mark.skipif("cpploop" not in support.selected_loops(), reason="about cpploop's binding")
+needs_cpploop = pytest.mark.skipif(
+    "cpploop" not in support.selected_loops(), reason="about cpploop's binding"
+)
+
+
+def run_program(operation: str, whose: str, kind: str = "plain") -> support.ScriptResult:
+    program = textwrap.dedent(PROGRAM).replace("# THE OPERATION", textwrap.dedent(operation))
+    program = f"WHOSE = {whose!r}\n{program}"
+    return support.run_script(program, kind, loop="cpploop", timeout=60)
+
+
+@needs_cpploop
 @pytest.mark.parametrize(
     "whose",
     [
@@ -473,11 +488,29 @@ PROGRAM = """
 )
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_no_memory(name: str, whose: str, figure: Callable[[str], None]) -> None:
-    program = textwrap.dedent(PROGRAM).replace("# THE OPERATION", textwrap.dedent(OPERATIONS[name]))
-    program = f"WHOSE = {whose!r}\n{program}"
-    kind = "tls" if name.startswith("tls") else "plain"
-    result = support.run_script(program, kind, loop="cpploop", timeout=60)
+    result = run_program(OPERATIONS[name], whose, "tls" if name.startswith("tls") else "plain")
     words = result.stdout.split()
     # Nothing was said before the last line, and some allocations failed and were told of.
     assert words[0] == "end" and len(words) == 3, result.stdout + result.stderr
     figure(f"each of {words[1]} allocations failed, and {words[2]} of them were told of")
+
+
+@needs_cpploop
+@pytest.mark.parametrize(
+    "message",
+    [
+        "<built-in method call_soon of Loop object> returned NULL without setting an exception",
+        "error return without exception set",
+    ],
+)
+def test_a_failure_without_an_error_is_noticed(message: str) -> None:
+    """What a mistake of the binding's would look like."""
+    operation = f"""
+        raised = []
+
+        def operate(_):
+            if not raised:
+                raised.append(True)
+                raise SystemError({message!r})
+        """
+    assert "led to SystemError" in run_program(operation, "interpreter").stdout

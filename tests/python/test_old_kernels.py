@@ -20,7 +20,17 @@ PRELUDE = """
 import asyncio, fcntl, os, signal, socket, sys, time
 import fence
 
-fence.refuse(sys.argv[1].split(","), int(sys.argv[2]))
+calls, error = sys.argv[1].split(","), int(sys.argv[2])
+fence.refuse(calls, error)
+# And those that Python itself makes, where it knows them.
+for module, name in ((os, "pidfd_open"), (signal, "pidfd_send_signal")):
+    if name in calls and hasattr(module, name):
+        try:
+            getattr(module, name)(0, 0)
+        except OSError as exc:
+            assert exc.errno == error, exc
+        else:
+            raise AssertionError(f"{name} is not refused")
 
 def run(main):
     with asyncio.Runner(loop_factory=factory) as runner:

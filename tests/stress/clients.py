@@ -46,6 +46,7 @@ class Asking(asyncio.Protocol):
         self.losses += 1
         if self.losses != 1:
             self._clients.account.problem(f"a connection was lost {self.losses} times")
+        self._clients.account.ended_by(exc, f"connection {self.number}")
         for future in (self.answered, self.lost):
             if not future.done():
                 future.set_result(False)
@@ -120,7 +121,7 @@ class Clients:
 
     async def start_tls(self, number: int) -> bool:
         loop = asyncio.get_running_loop()
-        plain = _Line()
+        plain = _Line(self.account)
         transport, _ = await loop.create_connection(
             lambda: plain, *self.servers.addresses["starttls"]
         )
@@ -221,7 +222,8 @@ class Clients:
 class _Line(asyncio.Protocol):
     """Waits for the word that the peer is ready for TLS."""
 
-    def __init__(self) -> None:
+    def __init__(self, account: Account) -> None:
+        self._account = account
         self.came = asyncio.get_running_loop().create_future()
         self._transport: Any = None
         self._got = bytearray()
@@ -236,5 +238,6 @@ class _Line(asyncio.Protocol):
             self.came.set_result(True)
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        self._account.ended_by(exc, "a connection in the clear")
         if not self.came.done():
             self.came.set_result(False)

@@ -61,6 +61,7 @@ class Answering(asyncio.Protocol):
         self.losses += 1
         if self.losses != 1:
             self._servers.account.problem(f"a server's connection was lost {self.losses} times")
+        self._servers.account.ended_by(exc, f"server of connection {self._receiver.number}")
 
 
 class Upgrading(asyncio.Protocol):
@@ -81,6 +82,9 @@ class Upgrading(asyncio.Protocol):
         elif not UPGRADE.startswith(self._line):
             self._servers.account.problem(f"in the clear: {bytes(self._line[:40])!r}")
 
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._servers.account.ended_by(exc, "a server's connection in the clear")
+
     async def _upgrade(self) -> None:
         loop = asyncio.get_running_loop()
         protocol = Answering(self._servers)
@@ -90,7 +94,11 @@ class Upgrading(asyncio.Protocol):
             transport = await loop.start_tls(
                 self._transport, protocol, self._servers.server_tls, server_side=True
             )
-        except (OSError, asyncio.CancelledError):
+        except OSError as exc:
+            self._servers.account.ended_by(exc, "a server's start_tls()")
+            self._transport.abort()
+            return
+        except asyncio.CancelledError:
             self._transport.abort()
             return
         if transport is None:
@@ -172,8 +180,8 @@ class Servers:
             assert receiver.number is not None
             writer.write(payload(receiver.number, RESPONSE, answer_size(self.random)))
             await writer.drain()
-        except OSError:
-            pass
+        except OSError as exc:
+            self.account.ended_by(exc, f"streams of connection {receiver.number}")
         finally:
             writer.close()
 
@@ -182,7 +190,8 @@ class Servers:
         while True:
             try:
                 sock, _ = await loop.sock_accept(listener)
-            except OSError:
+            except OSError as exc:
+                self.account.ended_by(exc, "sock_accept()")
                 await asyncio.sleep(0.001)
                 continue
             if self.random.random() < 0.5:
@@ -198,6 +207,7 @@ class Servers:
             sock.close()
             if not isinstance(exc, OSError):
                 raise
+            self.account.ended_by(exc, "connect_accepted_socket()")
 
     async def _serve_sock(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -213,5 +223,5 @@ class Servers:
                 assert receiver.number is not None
                 data = payload(receiver.number, RESPONSE, answer_size(self.random))
                 await loop.sock_sendall(sock, data)
-            except OSError:
-                pass
+            except OSError as exc:
+                self.account.ended_by(exc, f"sock_*() of connection {receiver.number}")

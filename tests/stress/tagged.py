@@ -8,7 +8,9 @@ is lost, doubled or exchanged shows at its place.
 from __future__ import annotations
 
 import random
+import ssl
 import struct
+import traceback
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,10 +30,26 @@ def payload(number: int, direction: int, size: int) -> bytes:
     return HEADER.pack(MAGIC, number * 2 + direction, size) + body
 
 
+def has_a_reason(exc: BaseException | None, hard: bool) -> bool:
+    """Whether EXC is what a peer that goes may cause, or, where HARD, a system call that fails.
+
+    Within TLS foreign bytes show as an SSLError, which is an OSError. Of those few have another
+    cause: an early end, and what the peer still sends while this side closes already.
+    """
+    if isinstance(exc, ssl.SSLError):
+        early = isinstance(exc, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
+        return early or exc.reason == "APPLICATION_DATA_AFTER_CLOSE_NOTIFY"
+    if exc is None or isinstance(exc, ConnectionError):
+        return True
+    return hard and isinstance(exc, OSError)
+
+
 @dataclass
 class Account:
     """What a run has done and what went wrong."""
 
+    # Whether system calls fail for good at the moment.
+    hard: bool = False
     number: int = 0
     bytes_checked: int = 0
     connections: Counter[str] = field(default_factory=Counter)
@@ -46,6 +64,12 @@ class Account:
     def problem(self, text: str) -> None:
         if len(self.problems) < 50:
             self.problems.append(text)
+
+    def ended_by(self, exc: BaseException | None, what: str) -> None:
+        """WHAT came to its end by EXC, or in order."""
+        if not has_a_reason(exc, self.hard):
+            text = "".join(traceback.format_exception(exc))
+            self.problem(f"{what}: an error without a reason\n{text}")
 
 
 class Receiver:
