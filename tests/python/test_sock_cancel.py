@@ -21,8 +21,6 @@ from typing import Any
 import pytest
 import support
 
-SEED = int(os.environ.get("CPPLOOP_SEED", "20261122"))
-
 
 async def ended(task: asyncio.Future[Any]) -> Any:
     """What a task came to: its result, or the class of its exception."""
@@ -271,13 +269,13 @@ def test_a_closed_socket_whose_number_is_used_again(run: Any) -> None:
     run(main)
 
 
-def test_tagged_payloads_over_numbers_used_again(run: Any) -> None:
+def test_tagged_payloads_over_numbers_used_again(run: Any, seed: int) -> None:
     """Connections come and go, their numbers are used again, and nobody gets another's bytes."""
     rounds = 400 if support.LONG else 60
 
     async def main(env: support.Env) -> None:
         loop = env.loop
-        chance = random.Random(SEED)
+        chance = random.Random(seed)
         serial = 0
 
         async def one(tag: bytes) -> None:
@@ -305,7 +303,7 @@ def test_tagged_payloads_over_numbers_used_again(run: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
-def test_cancelled_at_random(run: Any, kind: str) -> None:
+def test_cancelled_at_random(run: Any, kind: str, seed: int) -> None:
     """A stream of numbered bytes survives readers that are cancelled at random moments.
 
     A reader that was cancelled when its bytes had come loses these with it, in asyncio as well:
@@ -315,7 +313,7 @@ def test_cancelled_at_random(run: Any, kind: str) -> None:
 
     async def main(env: support.Env) -> None:
         loop = env.loop
-        chance = random.Random(SEED)
+        chance = random.Random(seed)
         ours, peer = support.PAIRS[kind]()
         payload = bytes(chance.randrange(256) for _ in range(size))
 
