@@ -423,7 +423,7 @@ def test_cancelled_while_resolving() -> None:
 
 @pytest.mark.parametrize("after", range(4))
 def test_cancelled_over_a_socket_handed_in(after: int) -> None:
-    """Cancelled at every await point, the socket ends as asyncio leaves it, closed once.
+    """C1: cancelled at every await point, the socket ends as asyncio leaves it, closed once.
 
     Who has the number next keeps it, whatever is collected or closed afterwards.
     """

@@ -1,6 +1,6 @@
 """loop.sock_*() cancelled, replaced, many at once: no byte is lost, read twice or misdelivered.
 
-users.md C13 (uv#378: thousands of concurrent sock_connect ended in a storm of InvalidStateError).
+C13, uv#378: thousands of concurrent sock_connect ended in a storm of InvalidStateError.
 """
 
 from __future__ import annotations
@@ -238,7 +238,7 @@ def test_both_directions_at_once(run: Any) -> None:
 
 
 def test_a_closed_socket_whose_number_is_used_again(run: Any) -> None:
-    """A waiting sock_recv never reads from the file that has its number now (design 9, C13).
+    """A waiting sock_recv never reads from the file that has its number now (C13).
 
     A duplicate keeps the old file alive in the kernel's set, so that it goes on reporting it.
     """
@@ -366,7 +366,7 @@ def many_descriptors(wanted: int) -> Any:
 
 @pytest.mark.parametrize("cancel", [False, True])
 def test_thousands_of_connects_at_once(run: Any, cancel: bool) -> None:
-    """users.md C13 (uv#378)."""
+    """C13, uv#378."""
 
     async def main(env: support.Env) -> None:
         loop = env.loop
