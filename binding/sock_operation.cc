@@ -95,6 +95,9 @@ const SockCallTraits& traits_of(SockCall call) noexcept {
 
 PyObject* start_sock_call(PyObject* self, SockCall call, const py::CallArgs& args) {
   Loop& loop = loop_of(self);
+  if (loop.forked() && !loop.check_open()) {
+    return nullptr;  // Also where nothing has to wait: the bytes are the parent's.
+  }
   const SockCallTraits& traits = traits_of(call);
   // asyncio's own does what is rare (debug mode, keywords, sockets of other kinds) and tells what
   // is wrong.

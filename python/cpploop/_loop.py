@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     _Ts = TypeVarTuple("_Ts")
 
+_FREE_THREADED = _native.build_info()["free_threaded"]
 _SERVES_IN_CONTEXT = sys.version_info >= (3, 15)
 
 
@@ -252,16 +253,21 @@ class Loop(_native.Loop, ConnectingLoop, _tls.TlsLoop, ResolvingLoop, SpawningLo
         )
 
     def _stop_serving(self, sock: socket.socket) -> None:
+        if _FREE_THREADED and self._thread_id not in (None, threading.get_ident()):
+            # Server.close() has let go of its sockets by now. If this refused another thread, there
+            # would be nobody left who could close them.
+            self.call_soon_threadsafe(self._stop_serving, sock)
+            return
         listener = self._listeners.pop(sock.fileno(), None)
         if listener is not None:
             listener.stop()
         super()._stop_serving(sock)
 
     def _stop_listeners(self) -> None:
-        listeners = list(self._listeners.values())
-        self._listeners.clear()
-        for listener in listeners:
-            listener.stop()
+        # A loop that was never finished, for want of memory, is closed by its __del__().
+        listeners = getattr(self, "_listeners", {})
+        while listeners:
+            listeners.popitem()[1].stop()
 
     # ---- datagrams ----
 
@@ -284,6 +290,15 @@ class Loop(_native.Loop, ConnectingLoop, _tls.TlsLoop, ResolvingLoop, SpawningLo
         return transport
 
     # ---- sendfile ----
+
+    async def _sock_sendfile_native(
+        self, sock: socket.socket, file: Any, offset: int, count: int | None
+    ) -> int:
+        if self._forked():
+            self._check_closed()  # Raises: the connection is the parent's.
+        inherited: Any = super()
+        sent: int = await inherited._sock_sendfile_native(sock, file, offset, count)
+        return sent
 
     async def _sendfile_native(self, transp: Any, file: Any, offset: int, count: int | None) -> int:
         """Send a file by the kernel, behind what the transport has queued."""

@@ -6,6 +6,7 @@ Environment:
 that cannot be imported fails its tests rather than hiding them.
 ``CPPLOOP_TIME_SCALE=4`` multiplies every time-out (sanitizer builds, slow machines).
 ``CPPLOOP_LONG=1`` turns the short soak tests into their full length.
+``CPPLOOP_SEED=7`` has the tests that draw a seed (it is shown when they fail) draw that one.
 
 ``--sample=WORD`` runs each test function once, with one of its parameter sets; the word decides
 which, so that runs on different Pythons, each with a word of its own, cover different ones.
@@ -15,6 +16,8 @@ from __future__ import annotations
 
 import functools
 import gc
+import os
+import random
 import signal
 import sys
 import sysconfig
@@ -134,6 +137,17 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 def figure(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
     """Notes what a test has measured, for the end of the run's output."""
     return functools.partial(record_property, FIGURE)
+
+
+@pytest.fixture
+def seed() -> int:
+    """What a test's random numbers begin with: a plan of its own in every run.
+
+    A failure shows it, and CPPLOOP_SEED brings it again.
+    """
+    drawn = int(os.environ.get("CPPLOOP_SEED") or random.randrange(1 << 32))
+    print(f"CPPLOOP_SEED={drawn}")
+    return drawn
 
 
 def pytest_runtest_setup() -> None:

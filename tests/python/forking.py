@@ -8,7 +8,7 @@ import support
 
 # Forking pytest would take its threads along.
 PRELUDE = """
-import asyncio, gc, os, signal, socket, sys, threading, time, warnings
+import asyncio, functools, gc, os, pathlib, signal, socket, sys, threading, time, warnings
 warnings.simplefilter("ignore")
 
 def in_child(function, *args):
@@ -45,7 +45,7 @@ def attempt(call):
 """
 
 
-def script(source: str, loop: str) -> str:
-    result = support.run_script(PRELUDE + textwrap.dedent(source), loop=loop, timeout=60)
+def script(source: str, loop: str, *args: str) -> str:
+    result = support.run_script(PRELUDE + textwrap.dedent(source), *args, loop=loop, timeout=60)
     assert "Traceback" not in result.stderr, result.stderr
     return result.stdout

@@ -353,6 +353,18 @@ def _listening(env: Env) -> Iterator[list[warnings.WarningMessage]]:
         logger.removeHandler(capture)
 
 
+def peer_is_gone(exc: BaseException | None) -> bool:
+    """Whether EXC, which ended a connection, is what a peer that goes may cause.
+
+    Within TLS foreign bytes show as an SSLError, which is an OSError. Of those few have another
+    cause: an early end, and what the peer still sends while this side closes already.
+    """
+    if isinstance(exc, ssl.SSLError):
+        early = isinstance(exc, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
+        return early or exc.reason == "APPLICATION_DATA_AFTER_CLOSE_NOTIFY"
+    return exc is None or isinstance(exc, ConnectionError)
+
+
 Scenario = Callable[..., Awaitable[Any]]
 
 

@@ -423,10 +423,14 @@ def test_cancelled_while_resolving() -> None:
 
 @pytest.mark.parametrize("after", range(4))
 def test_cancelled_over_a_socket_handed_in(after: int) -> None:
-    """C1: cancelled at every await point, the socket ends as asyncio leaves it, closed once."""
+    """C1: cancelled at every await point, the socket ends as asyncio leaves it, closed once.
+
+    Who has the number next keeps it, whatever is collected or closed afterwards.
+    """
 
     async def scenario(env: Env) -> None:
         sock, peer = support.tcp_pair()
+        fd = sock.fileno()
         rec = Recorder(env)
         task = asyncio.ensure_future(env.loop.create_connection(lambda: rec, sock=sock))
         await turns(after)
@@ -439,10 +443,21 @@ def test_cancelled_over_a_socket_handed_in(after: int) -> None:
             env.log("cancelled")
         await turns(4)
         env.log("open", sock.fileno() != -1)
+        theirs: list[socket.socket] = []
         if sock.fileno() == -1:
             env.log("peer", await support.recv_exactly(peer, 1))
+            theirs += support.unix_pair()
+            assert fd in [end.fileno() for end in theirs]
+        rec.transport = transport = None
+        del task
+        gc.collect()
+        await turns(2)
         sock.close()
-        peer.close()
+        for end, other in zip(theirs, reversed(theirs), strict=True):
+            assert end.send(b"theirs") == 6
+            assert support.recv_now(other) == b"theirs"
+        for end in (*theirs, peer):
+            end.close()
 
     trace = support.compare(scenario)
     assert sum(entry[0] == "connection_lost" for entry in trace) <= 1

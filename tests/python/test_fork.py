@@ -1,4 +1,4 @@
-"""A loop that finds itself in a forked child (design decision 15)."""
+"""A loop in a forked child refuses to work, and its parent's goes on."""
 
 from __future__ import annotations
 
@@ -98,37 +98,195 @@ def test_closing_the_inherited_loop_leaves_the_parents_alone(loop_name: str) -> 
     assert script(source, loop_name) == "0\nb'stream'\n[b'reader'] b'written'\nwoken\n"
 
 
-def test_every_call_on_the_inherited_loop_raises() -> None:
+def test_every_call_on_the_inherited_loop_raises(certs: support.Certificates) -> None:
+    """Of the loop, and of its transports; and nobody gets a byte from the child, or loses one."""
     if "cpploop" not in support.selected_loops():
         pytest.skip("asyncio's own loop does not look")
     source = """
+        # All of TLS in asyncio's own Python, for one who asks for it, does not look.
+        os.environ.pop("CPPLOOP_TLS", None)
+        certificates = support.Certificates(*map(pathlib.Path, sys.argv[1:]))
+        client_tls = certificates.client_context()
+        options = {"ssl": client_tls, "server_hostname": "localhost"}
         loop = factory()
-        loop.run_until_complete(asyncio.sleep(0))
-        first, second = socket.socketpair()
+        free, full = support.unix_pair(), support.unix_pair()
+        listener, silent = (socket.create_server(("127.0.0.1", 0)) for _ in range(2))
+        sibling = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sibling.bind(("127.0.0.1", 0))
+        for sock in (listener, silent, sibling):
+            sock.setblocking(False)
+        inlet, outlet = (os.fdopen(fd, mode, 0) for fd, mode in zip(os.pipe(), ("rb", "wb")))
+        os.set_blocking(inlet.fileno(), False)
+        try:
+            while True:
+                full[0].send(bytes(65536))
+        except BlockingIOError:
+            pass
 
-        def child():
-            calls = {
+        async def tls_pair():
+            near, far = support.tcp_pair()
+            accepting = loop.connect_accepted_socket(
+                asyncio.Protocol, far, ssl=certificates.server_context()
+            )
+            connecting = loop.create_connection(asyncio.Protocol, sock=near, **options)
+            return [transport for transport, _ in await asyncio.gather(connecting, accepting)]
+
+        async def open_all():
+            near, far = support.unix_pair()
+            stream, _ = await loop.create_connection(asyncio.Protocol, sock=near)
+            pipe, _ = await loop.connect_write_pipe(asyncio.Protocol, outlet)
+            datagram, _ = await loop.create_datagram_endpoint(
+                asyncio.DatagramProtocol, local_addr=("127.0.0.1", 0)
+            )
+            return stream, far, pipe, datagram, *await tls_pair()
+
+        stream, far, pipe, datagram, tls, other_tls = loop.run_until_complete(open_all())
+
+        def scheduling():
+            return {
                 "call_soon": lambda: loop.call_soon(print),
                 "call_soon_threadsafe": lambda: loop.call_soon_threadsafe(print),
                 "call_later": lambda: loop.call_later(1, print),
                 "call_at": lambda: loop.call_at(1, print),
                 "run_forever": loop.run_forever,
                 "run_until_complete": lambda: loop.run_until_complete(asyncio.Future(loop=loop)),
-                "add_reader": lambda: loop.add_reader(first, print),
-                "add_writer": lambda: loop.add_writer(first, print),
+                "add_reader": lambda: loop.add_reader(free[0], print),
+                "add_writer": lambda: loop.add_writer(free[0], print),
+                "add_signal_handler": lambda: loop.add_signal_handler(signal.SIGUSR1, print),
                 "run_in_executor": lambda: loop.run_in_executor(None, print),
+            }
+
+        def of_transports():
+            everywhere = {"set_write_buffer_limits": [100], "close": [], "abort": []}
+            writing = {"write": [b"from the child"], "writelines": [[b"from", b"the child"]]}
+            exchange, end = {"set_protocol": [asyncio.Protocol()]}, {"write_eof": []}
+            reading = {"pause_reading": [], "resume_reading": []}
+            sending = {"sendto": [b"from the child", sibling.getsockname()]}
+            methods = {
+                "stream": (stream, everywhere | writing | exchange | end | reading),
+                # Its other methods are asyncio's, and touch nothing but the child's own objects.
+                "tls": (tls, everywhere | writing),
+                "pipe": (pipe, everywhere | writing | exchange | end),
+                "datagram": (datagram, everywhere | exchange | reading | sending),
+            }
+            return {
+                f"{kind}.{name}": functools.partial(getattr(transport, name), *arguments)
+                for kind, (transport, calls) in methods.items()
+                for name, arguments in calls.items()
+            }
+
+        def coroutines():
+            address, data = listener.getsockname(), bytes(65536)
+            make, make_endpoint = asyncio.Protocol, asyncio.DatagramProtocol
+            return {
+                "create_connection": lambda: loop.create_connection(make, *address),
+                "create_connection(sock=)": lambda: loop.create_connection(
+                    make, sock=support.unix_pair()[0]
+                ),
+                "create_connection(ssl=)": lambda: loop.create_connection(
+                    make, *address, **options
+                ),
+                "connect_accepted_socket": lambda: loop.connect_accepted_socket(
+                    make, support.unix_pair()[0]
+                ),
+                "create_server": lambda: loop.create_server(make, "127.0.0.1", 0),
+                "create_server(sock=)": lambda: loop.create_server(make, sock=listener),
+                "create_datagram_endpoint": lambda: loop.create_datagram_endpoint(
+                    make_endpoint, local_addr=("127.0.0.1", 0)
+                ),
+                "connect_read_pipe": lambda: loop.connect_read_pipe(make, inlet),
+                "subprocess_exec": lambda: loop.subprocess_exec(asyncio.SubprocessProtocol, "true"),
+                "start_tls": lambda: loop.start_tls(
+                    stream, make(), client_tls, server_hostname="localhost"
+                ),
+                "getaddrinfo": lambda: loop.getaddrinfo("localhost", 80),
+                "sendfile": lambda: loop.sendfile(stream, open(certificates.ca, "rb")),
+                # Those that would have to wait.
+                "sock_accept": lambda: loop.sock_accept(silent),
+                "sock_recv": lambda: loop.sock_recv(free[0], 10),
+                "sock_recv_into": lambda: loop.sock_recv_into(free[0], bytearray(10)),
+                "sock_recvfrom": lambda: loop.sock_recvfrom(sibling, 10),
+                "sock_sendall": lambda: loop.sock_sendall(full[0], data),
+            }
+
+        def child():
+            own = factory()
+            calls = {**scheduling(), **of_transports()}
+            calls |= {
+                name: lambda call=call: own.run_until_complete(asyncio.wait_for(call(), 5))
+                for name, call in coroutines().items()
             }
             for name, call in calls.items():
                 result = attempt(call)
-                if not str(result).startswith("RuntimeError"):
+                if not str(result).startswith("RuntimeError: Event loop was inherited"):
                     print(name, result)
+            own.close()
             loop.close()
             print(loop.is_closed())
 
         print(in_child(child))
+        # Nothing came from the child; and the parent's connections go on.
+        for sock in (far, free[1], sibling):
+            assert support.recv_now(sock) == b"", sock
+        assert inlet.read(100) is None
+
+        async def go_on():
+            stream.write(b"from the parent")
+            assert await support.recv_exactly(far, 15) == b"from the parent"
+            pipe.write(b"and more")
+            datagram.sendto(b"and more", sibling.getsockname())
+            tls.write(b"and more")
+            other_tls.set_protocol(rec := support.Recorder())
+            assert await rec.until_received(8) == b"and more"
+            assert inlet.read(100) == sibling.recv(100) == b"and more"
+            for transport in (stream, pipe, datagram, tls, other_tls):
+                transport.abort()
+
+        loop.run_until_complete(go_on())
         loop.close()
         """
-    assert script(source, "cpploop") == "('True\\n', 0)\n"
+    out = script(source, "cpploop", str(certs.ca), str(certs.server))
+    assert out == "('True\\n', 0)\n"
+
+
+def test_what_is_given_up_in_the_child_stays_with_the_parent() -> None:
+    """Clean-up there, after the fork, is answered and takes nothing from the parent."""
+    if "cpploop" not in support.selected_loops():
+        pytest.skip("the child takes it out of the shared epoll set on asyncio's own loop")
+    source = """
+        loop = factory()
+        (first, second), (third, _) = support.unix_pair(), support.unix_pair()
+        seen = []
+
+        class Server(asyncio.Protocol):
+            def connection_made(self, transport):
+                seen.append("accepted")
+                transport.abort()
+
+        async def main():
+            server = await loop.create_server(Server, "127.0.0.1", 0)
+            address = server.sockets[0].getsockname()
+            loop.add_reader(first, lambda: seen.append(first.recv(10)))
+
+            def child():
+                print(loop.remove_reader(first), loop.remove_writer(first), server.close())
+
+            print(in_child(child))
+            second.send(b"read")
+            loop.add_writer(third, lambda: (seen.append("writable"), loop.remove_writer(third)))
+            with socket.create_connection(address) as client:
+                client.setblocking(False)
+                while len(seen) < 3:
+                    await asyncio.sleep(0.001)
+            print(sorted(seen, key=str))
+            loop.remove_reader(first)
+            server.close()
+
+        loop.run_until_complete(asyncio.wait_for(main(), 20))
+        loop.close()
+        """
+    out = script(source, "cpploop")
+    assert out == "('True False None\\n', 0)\n['accepted', b'read', 'writable']\n"
 
 
 def test_closing_while_the_loop_does_not_run() -> None:

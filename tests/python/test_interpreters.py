@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -136,7 +137,11 @@ def test_types_are_each_interpreters_own() -> None:
 
 def test_an_interpreter_that_ends_with_an_open_loop() -> None:
     """Its loop, server and transports are taken apart with it; nothing of the others' is."""
-    run_child("""
+    run_child(f"""
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        import support
+
+        before = support.open_fds()
         interpreter = make()
         run(interpreter, '''
             import asyncio, cpploop, warnings
@@ -148,9 +153,13 @@ def test_an_interpreter_that_ends_with_an_open_loop() -> None:
                 server = await asyncio.start_server(lambda r, w: None, "127.0.0.1", 0)
                 streams = await asyncio.open_connection(*server.sockets[0].getsockname())
                 loop.call_later(60, print)
+                await asyncio.sleep(0.01)
 
             loop.run_until_complete(open_all())
         ''')
+        # The loop's own, the listener, and both ends of a connection.
+        assert len(support.new_fds(before)) >= 4
         interpreters.destroy(interpreter)
-        exec(PROGRAM, {})
+        assert support.new_fds(before) == {{}}
+        exec(PROGRAM, {{}})
     """)

@@ -1,6 +1,6 @@
 """loop.sendfile and loop.sock_sendfile.
 
-users.md section 3: uv#228 and #549 (missing in uvloop), aiohttp#5149 (files cut short), #1093 (out
+uv#228 and #549 (missing in uvloop), aiohttp#5149 (files cut short), #1093 (out
 of order with earlier writes), C13 (aiohttp#1412, a duplicated descriptor made the loop spin).
 """
 

@@ -1,6 +1,6 @@
 """loop.sock_*(): what each does, its errors, and which sockets and arguments it takes.
 
-users.md section 3: uvloop has no sock_sendto, sock_recvfrom and sock_recvfrom_into (uv#561, #655).
+uvloop has no sock_sendto, sock_recvfrom and sock_recvfrom_into (uv#561, #655).
 """
 
 from __future__ import annotations

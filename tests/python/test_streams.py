@@ -265,7 +265,7 @@ def test_cancelled_read_loses_nothing() -> None:
 
 
 def test_patched_reader_sees_its_data(run: Any) -> None:
-    """A subclass or a patched feed_data takes the ordinary path (design decision 11)."""
+    """A method that a subclass or a patch replaces is called, as asyncio calls it."""
 
     async def main(env: Env) -> None:
         fed: list[bytes] = []

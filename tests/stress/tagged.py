@@ -15,6 +15,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+import support
+
 HEADER = struct.Struct(">4sQI")
 MAGIC = b"tag!"
 REQUEST, RESPONSE = 0, 1
@@ -31,17 +33,10 @@ def payload(number: int, direction: int, size: int) -> bytes:
 
 
 def has_a_reason(exc: BaseException | None, hard: bool) -> bool:
-    """Whether EXC is what a peer that goes may cause, or, where HARD, a system call that fails.
-
-    Within TLS foreign bytes show as an SSLError, which is an OSError. Of those few have another
-    cause: an early end, and what the peer still sends while this side closes already.
-    """
-    if isinstance(exc, ssl.SSLError):
-        early = isinstance(exc, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
-        return early or exc.reason == "APPLICATION_DATA_AFTER_CLOSE_NOTIFY"
-    if exc is None or isinstance(exc, ConnectionError):
+    """Whether EXC is what a peer that goes may cause, or, where HARD, a system call that fails."""
+    if support.peer_is_gone(exc):
         return True
-    return hard and isinstance(exc, OSError)
+    return hard and isinstance(exc, OSError) and not isinstance(exc, ssl.SSLError)
 
 
 @dataclass
