@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 
 import pytest
 import support
@@ -247,6 +248,65 @@ def test_every_call_on_the_inherited_loop_raises(certs: support.Certificates) ->
         """
     out = script(source, "cpploop", str(certs.ca), str(certs.server))
     assert out == "('True\\n', 0)\n"
+
+
+@pytest.mark.parametrize("debug", [False, True], ids=["", "debug"])
+def test_sock_calls_that_need_not_wait(debug: bool) -> None:
+    """They are refused in the child, too, and what is there is left to the parent."""
+    if "cpploop" not in support.selected_loops():
+        pytest.skip("asyncio's own loop does not look")
+    source = f"""
+        loop = factory()
+        loop.set_debug({debug})
+        near, far = support.tcp_pair()
+        one, two = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+        for sock in (one, two):
+            sock.bind(("127.0.0.1", 0))
+        listener = socket.create_server(("127.0.0.1", 0))
+        connected = socket.create_connection(listener.getsockname())
+        for sock in (near, one, listener):
+            sock.setblocking(False)
+        far.send(b"the parent's")
+        two.sendto(b"the parent's", one.getsockname())
+        time.sleep(0.05)
+        """
+    source += """
+        def child():
+            own = factory()
+            fresh = socket.socket()
+            fresh.setblocking(False)
+            calls = {
+                "sock_accept": lambda: loop.sock_accept(listener),
+                "sock_connect": lambda: loop.sock_connect(fresh, listener.getsockname()),
+                "sock_recv": lambda: loop.sock_recv(near, 10),
+                "sock_recv_into": lambda: loop.sock_recv_into(near, bytearray(10)),
+                "sock_recvfrom": lambda: loop.sock_recvfrom(one, 10),
+                "sock_recvfrom_into": lambda: loop.sock_recvfrom_into(one, bytearray(10)),
+                "sock_sendall": lambda: loop.sock_sendall(near, b"the child's"),
+                "sock_sendto": lambda: loop.sock_sendto(one, b"the child's", two.getsockname()),
+                "sock_sendfile": lambda: loop.sock_sendfile(near, open(sys.executable, "rb")),
+                "sock_sendfile by reading": lambda: loop.sock_sendfile(near, io.BytesIO(b"no")),
+            }
+            for name, call in calls.items():
+
+                async def awaited():
+                    return await call()
+
+                result = attempt(lambda: own.run_until_complete(asyncio.wait_for(awaited(), 5)))
+                if not str(result).startswith("RuntimeError: Event loop was inherited"):
+                    print(name, result)
+            own.close()
+            print("asked")
+
+        print(in_child(child))
+        two.setblocking(False)
+        assert near.recv(100) == one.recv(100) == b"the parent's"
+        for sock in (far, two):
+            assert support.recv_now(sock) == b"", sock
+        listener.accept()
+        loop.close()
+        """
+    assert script("import io\n" + textwrap.dedent(source), "cpploop") == "('asked\\n', 0)\n"
 
 
 def test_what_is_given_up_in_the_child_stays_with_the_parent() -> None:

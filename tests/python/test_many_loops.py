@@ -462,3 +462,27 @@ def test_loops_made_and_closed_by_many_threads(loop_factory: support.LoopFactory
         pass
     assert len(made) > 4
     assert support.new_fds(before) == {}
+
+
+def test_a_server_is_closed_by_another_thread(run: Any) -> None:
+    """It is closed, whoever asks, and so are its sockets: the loop's thread does the work."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
+        address = server.sockets[0].getsockname()
+        socket.create_connection(address).close()
+        await asyncio.to_thread(server.close)
+        assert not server.is_serving()
+        await asyncio.wait_for(server.wait_closed(), 10)
+
+        def refused() -> bool:
+            try:
+                socket.create_connection(address).close()
+            except ConnectionRefusedError:
+                return True
+            return False
+
+        await support.eventually(refused)
+
+    run(main)
