@@ -88,7 +88,7 @@ REASONS = {
     r"udp_echo": "a datagram is an object for its bytes and one for its address",
     r"connect_close": "27 system calls for both ends; uvloop hands epoll_ctl to a ring: 22",
     r"spawn": "the child's own start",
-    r"connection_memory": "a transport is 616 bytes; what imports have freed is used first, by chance",
+    r"connection_memory": "a transport is 616 bytes; memory that imports freed is used first",
     r"timer_memory": "a handle here is asyncio's, with its context and its place in the heap",
     r"import_time": "what asyncio itself imports",
     r"latency-uvicorn": "a pause or two of the machine's are the percentile; see the notes below",
