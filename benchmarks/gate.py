@@ -130,7 +130,7 @@ async def echo_1k_held(loop: Loop, count: int) -> None:
 
 
 async def echo_1k_metrics(loop: Loop, count: int) -> None:
-    """The same with one connection a turn, while the loop measures its turns' times."""
+    """echo_1k, while the loop measures the times of its turns."""
     getattr(loop, "metrics", nothing)()
     await echo_1k(loop, count)
 

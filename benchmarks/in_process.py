@@ -27,7 +27,7 @@ from typing import Any
 import harness
 import loops
 from catalogue import Probed, Repeated
-from rounds import turn
+from rounds import take_turns
 
 Loop = asyncio.AbstractEventLoop
 # Does one batch on the running loop and returns how many operations that was.
@@ -36,6 +36,7 @@ Batch = Callable[[], Awaitable[int]]
 Maker = Callable[[Loop], Batch]
 
 PROBE_LIMIT_SECONDS = 60.0
+PREPARING_LIMIT_SECONDS = 60.0
 
 
 def children_cpu_seconds() -> float:
@@ -76,23 +77,21 @@ async def slice_of(batch: Batch, seconds: float) -> dict[str, float]:
 def joined(slices: Sequence[dict[str, float]]) -> dict[str, Any]:
     """A cell of what was measured in several slices, with each one's own figures."""
     whole = {name: sum(part[name] for part in slices) for name in slices[0]}
-    cell: dict[str, Any] = {
-        "value": whole["operations"] / whole["elapsed"],
-        "cpu_us": whole["cpu"] / whole["operations"] * 1e6,
+    return {
+        **_figures(whole),
         "operations": whole["operations"],
         "elapsed": whole["elapsed"],
         "cpu": whole["cpu"],
         "others_busy": whole["others"] / whole["elapsed"],
+        "slices": [_figures(part) for part in slices],
     }
-    if len(slices) > 1:
-        cell["slices"] = [
-            {
-                "value": part["operations"] / part["elapsed"],
-                "cpu_us": part["cpu"] / part["operations"] * 1e6,
-            }
-            for part in slices
-        ]
-    return cell
+
+
+def _figures(part: dict[str, float]) -> dict[str, float]:
+    return {
+        "value": part["operations"] / part["elapsed"],
+        "cpu_us": part["cpu"] / part["operations"] * 1e6,
+    }
 
 
 class Worker:
@@ -148,26 +147,23 @@ def cells_in_turns(
     run: Repeated, loop_names: Sequence[str], seconds: float, slices: int, cpu: int
 ) -> dict[str, dict[str, Any]]:
     """A cell for each loop, in a fresh process each, whose slices are made in turns."""
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in loop_names}
+    workers: dict[str, Worker] = {}
+    failed: dict[str, dict[str, Any]] = {}
     with contextlib.ExitStack() as stack:
-        workers = {}
         for name in loop_names:
             # One after the other, so that none prepares while another one does.
             worker = stack.enter_context(Worker(run, name, cpu))
-            ready = worker.answer(60)
+            ready = worker.answer(PREPARING_LIMIT_SECONDS)
             if "error" in ready:
-                found[name] = [ready]
+                failed[name] = ready
             else:
                 workers[name] = worker
-        for number in range(slices):
-            for name in turn(list(workers), number):
-                result = workers[name].work(seconds / slices)
-                if "error" in result:
-                    found[name] = [result]
-                    del workers[name]
-                else:
-                    found[name].append(result)
-    return {name: own[0] if "error" in own[0] else joined(own) for name, own in found.items()}
+        answers = take_turns(
+            list(workers), slices, lambda name, number: workers[name].work(seconds / slices)
+        )
+    return failed | {
+        name: own[0] if "error" in own[0] else joined(own) for name, own in answers.items()
+    }
 
 
 def probe(run: Probed, loop_name: str, cpu: int) -> dict[str, Any]:

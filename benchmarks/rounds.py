@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import fnmatch
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from catalogue import Probed, Repeated, Row, Served
+
+# What was measured, or {"error": ...}.
+Answer = dict[str, Any]
 
 CONTROL_LIMIT = 0.10
 SERVER_START_SECONDS = 0.6  # About what starting a server and ending it takes.
@@ -84,6 +88,26 @@ def turn(names: Sequence[str], number: int) -> list[str]:
         return []
     order = rotated(names, number // 2, 0)
     return order[::-1] if number % 2 else order
+
+
+def take_turns(
+    names: Sequence[str], slices: int, ask: Callable[[str, int], Answer]
+) -> dict[str, list[Answer]]:
+    """What each loop answers in each slice; of one that fails its error, and nothing more is asked.
+
+    `ask` is given the loop's name and the number of the slice.
+    """
+    answers: dict[str, list[Answer]] = {name: [] for name in names}
+    left = list(names)
+    for number in range(slices):
+        for name in turn(left, number):
+            answer = ask(name, number)
+            if "error" in answer:
+                answers[name] = [answer]
+                left.remove(name)
+            else:
+                answers[name].append(answer)
+    return answers
 
 
 def moved_rounds(control: Mapping[int, float]) -> dict[int, float]:

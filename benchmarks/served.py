@@ -22,7 +22,7 @@ from typing import Any
 import harness
 from catalogue import Served
 from loops import FLOOR
-from rounds import turn
+from rounds import take_turns
 
 START_SECONDS = 20.0
 STOP_SHARE = 0.15  # Of the patience with its start: what it may take to end.
@@ -166,32 +166,34 @@ class ServedCells:
 
         Their servers are there all the time, and wait while another one is asked.
         """
-        answers: dict[str, list[dict[str, Any]]] = {loop: [] for loop in loops}
+        servers: dict[str, Server] = {}
+        failed: dict[str, dict[str, Any]] = {}
+
+        def ask(loop: str, number: int) -> dict[str, Any]:
+            warmup = window.warmup if number == 0 else window.warmup / 2
+            part = dataclasses.replace(window, seconds=window.seconds / slices, warmup=warmup)
+            return self._checked_load(run, servers[loop], part)
+
         with contextlib.ExitStack() as stack:
-            servers = {}
             for loop in loops:
                 try:
                     servers[loop] = stack.enter_context(self.serving(run, loop))
                 except ServerFailed as error:
-                    answers[loop].append({"error": str(error)})
-            for number in range(slices):
-                warmup = window.warmup if number == 0 else window.warmup / 2
-                part = dataclasses.replace(window, seconds=window.seconds / slices, warmup=warmup)
-                for loop in turn(list(servers), number):
-                    result = self.load(run, servers[loop], part)
-                    if result.get("errors", 1):
-                        reason = result.get("error", "the load generator gave no answer")
-                        words = servers[loop].last_words()
-                        if words != "no message":
-                            reason += f" (server: {words})"
-                        answers[loop] = [{"error": reason}]
-                        del servers[loop]
-                    else:
-                        answers[loop].append(result)
-        return {
+                    failed[loop] = {"error": str(error)}
+            answers = take_turns(list(servers), slices, ask)
+        return failed | {
             loop: own[0] if "error" in own[0] else _derived(joined(own), servers[loop])
             for loop, own in answers.items()
         }
+
+    def _checked_load(self, run: Served, server: Server, window: Window) -> dict[str, Any]:
+        """As load(); {"error": ...}, with what the server wrote, when an answer was wrong."""
+        result = self.load(run, server, window)
+        if not result.get("errors", 1):
+            return result
+        words = server.last_words()
+        reason = result.get("error", "the load generator gave no answer")
+        return {"error": reason + ("" if words == "no message" else f" (server: {words})")}
 
     @contextlib.contextmanager
     def serving(
@@ -270,22 +272,22 @@ def joined(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
         whole[name] = statistics.median(answer[name] for answer in answers)
     whole["max_us"] = max(answer["max_us"] for answer in answers)
     whole["rps"] = whole["requests"] / whole["seconds"]
-    whole["slices"] = [
-        {
-            "value": answer["rps"],
-            "cpu_us": answer["server_cpu_seconds"] / max(answer["requests"], 1) * 1e6,
-        }
-        for answer in answers
-    ]
+    whole["slices"] = [_figures(answer) for answer in answers]
     return whole
 
 
-def _derived(result: dict[str, Any], server: Server) -> dict[str, Any]:
-    seconds, cpu = result["seconds"], result["server_cpu_seconds"]
+def _figures(result: dict[str, Any]) -> dict[str, float]:
     return {
         "value": result["rps"],
-        "cpu_us": cpu / max(result["requests"], 1) * 1e6,
-        "server_busy": cpu / seconds,
+        "cpu_us": result["server_cpu_seconds"] / max(result["requests"], 1) * 1e6,
+    }
+
+
+def _derived(result: dict[str, Any], server: Server) -> dict[str, Any]:
+    seconds = result["seconds"]
+    return {
+        **_figures(result),
+        "server_busy": result["server_cpu_seconds"] / seconds,
         "client_busy": result["client_cpu_seconds"] / seconds,
         "others_busy": result["other_cpu_seconds"] / seconds,
         "peak_rss_kib": server.peak_rss_kib,

@@ -567,12 +567,7 @@ PyObject* new_datagram_transport(Loop& loop, int fd, const DatagramSpec& spec) {
     return nullptr;
   }
   DatagramTransport& transport = datagram_transport_of(self.get());
-  UniqueFd shared(fd);
-  PyObject* opened = open_or_give_back(std::move(self), transport, shared, spec);
-  if (shared) {
-    (void)shared.release();  // The Python socket's, as before.
-  }
-  return opened;
+  return open_on_shared(std::move(self), transport, UniqueFd(fd), spec);
 }
 
 }  // namespace cpploop

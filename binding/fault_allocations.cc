@@ -8,7 +8,7 @@
 #include <cstdlib>
 #include <new>
 
-namespace cpploop::faults {
+namespace cpploop {
 namespace {
 
 // Counted for the thread alone that asks: others go on.
@@ -47,17 +47,15 @@ void fail_allocations(unsigned long long first, unsigned long long behind_last) 
   t_plan = {0, first, behind_last};
 }
 
-unsigned long long allocations_made() noexcept { return t_plan.made; }
+}  // namespace cpploop
 
-}  // namespace cpploop::faults
-
-void* operator new(std::size_t size) { return cpploop::faults::allocate(size); }
-void* operator new[](std::size_t size) { return cpploop::faults::allocate(size); }
+void* operator new(std::size_t size) { return cpploop::allocate(size); }
+void* operator new[](std::size_t size) { return cpploop::allocate(size); }
 void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
-  return cpploop::faults::allocate_or_null(size);
+  return cpploop::allocate_or_null(size);
 }
 void* operator new[](std::size_t size, const std::nothrow_t&) noexcept {
-  return cpploop::faults::allocate_or_null(size);
+  return cpploop::allocate_or_null(size);
 }
 void operator delete(void* memory) noexcept { std::free(memory); }
 void operator delete[](void* memory) noexcept { std::free(memory); }

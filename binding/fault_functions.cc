@@ -12,12 +12,12 @@
 namespace cpploop {
 namespace {
 
-namespace os_faults = os::faults;
+namespace faults = os::faults;
 
 // Shares of 1.
-[[nodiscard]] os_faults::Rates rates_of(double benign, double pressure, double hard) noexcept {
+[[nodiscard]] faults::Rates rates_of(double benign, double pressure, double hard) noexcept {
   constexpr double kMillion = 1e6;
-  os_faults::Rates rates;
+  faults::Rates rates;
   rates.per_million = {static_cast<std::uint32_t>(benign * kMillion),
                        static_cast<std::uint32_t>(pressure * kMillion),
                        static_cast<std::uint32_t>(hard * kMillion)};
@@ -38,7 +38,7 @@ PyObject* set_faults(PyObject*, PyObject* args) {
       return nullptr;
     }
   }
-  os_faults::configure(seed, rates_of(benign, pressure, hard));
+  faults::configure(seed, rates_of(benign, pressure, hard));
   return py::none();
 }
 
@@ -48,7 +48,7 @@ PyObject* set_refusal(PyObject*, PyObject* args) {
   if (PyArg_ParseTuple(args, "si", &name, &error) == 0) {
     return nullptr;
   }
-  if (!os_faults::refuse(name, error)) {
+  if (!faults::refuse(name, error)) {
     PyErr_Format(PyExc_ValueError, "no system call of the engine is named %s", name);
     return nullptr;
   }
@@ -56,21 +56,20 @@ PyObject* set_refusal(PyObject*, PyObject* args) {
 }
 
 PyObject* fault_figures(PyObject*, PyObject*) {
-  const os_faults::Figures figures = os_faults::figures();
+  const faults::Figures figures = faults::figures();
   return Py_BuildValue("{s:K, s:K, s:K, s:K, s:K}", "calls", figures.calls, "benign",
                        figures.injected[0], "pressure", figures.injected[1], "hard",
                        figures.injected[2], "refused", figures.refused);
 }
 
-PyObject* fail_allocations(PyObject*, PyObject* args) {
+PyObject* set_failing_allocations(PyObject*, PyObject* args) {
   unsigned long long first = 0;
   unsigned long long behind_last = 0;
   if (PyArg_ParseTuple(args, "|KK", &first, &behind_last) == 0) {
     return nullptr;
   }
-  const unsigned long long made = faults::allocations_made();
-  faults::fail_allocations(first, behind_last);
-  return PyLong_FromUnsignedLongLong(made);
+  fail_allocations(first, behind_last);
+  return py::none();
 }
 
 PyObject* ledger_figures(PyObject*, PyObject*) {
@@ -87,10 +86,9 @@ PyMethodDef functions[] = {
     {"_refuse_call", set_refusal, METH_VARARGS,
      "_refuse_call(name, error)\n--\n\n"
      "The system call of this name fails with the errno; 0 ends that."},
-    {"_fail_allocations", fail_allocations, METH_VARARGS,
+    {"_fail_allocations", set_failing_allocations, METH_VARARGS,
      "_fail_allocations(first=0, behind_last=0)\n--\n\n"
-     "This thread's C++ allocations with these numbers fail, counted from now; returns how many\n"
-     "were made since the last call."},
+     "Of this thread's C++ allocations, counted from now, those with these numbers fail."},
     {"_fault_figures", fault_figures, METH_NOARGS,
      "_fault_figures()\n--\n\nSystem calls made so far, and the faults among them by kind."},
     {"_ledger_figures", ledger_figures, METH_NOARGS,

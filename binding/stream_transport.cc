@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "binding/datagram_transport.h"
+#include "binding/marked.h"
 #include "binding/outgoing.h"
 #include "binding/py/context.h"
 #include "binding/py/guard.h"
@@ -363,13 +364,8 @@ bool StreamTransport::feed_reader(std::size_t count) {
 void StreamTransport::feed_tls(std::size_t count) {
   const Ref protocol = protocol_.dup();  // Held: it may be exchanged from within.
   py::InContext context(read_context_.get());
-  bool received = context.entered();
-  if (received) {
-    loop_->scratch_lent = true;
-    received = tls_->received(loop_->scratch(), count);
-    loop_->scratch_lent = false;
-  }
-  if (!received) {
+  const Marked lent(loop_->scratch_lent);
+  if (!context.entered() || !tls_->received(loop_->scratch(), count)) {
     fatal_error(PendingError::take(), "Fatal error: protocol.buffer_updated() call failed.");
   }
 }
@@ -913,12 +909,7 @@ PyObject* new_stream_transport(Loop& loop, int fd, const TransportSpec& spec) {
   }
   StreamTransport& transport = transport_of(self.get());
   const os::SocketAddress* const unknown_peer = nullptr;
-  UniqueFd shared(fd);
-  PyObject* opened = open_or_give_back(std::move(self), transport, shared, spec, unknown_peer);
-  if (shared) {
-    (void)shared.release();  // The Python socket's, as before.
-  }
-  return opened;
+  return open_on_shared(std::move(self), transport, UniqueFd(fd), spec, unknown_peer);
 }
 
 PyObject* accept_stream_transport(Loop& loop, UniqueFd fd, const os::SocketAddress& peer,

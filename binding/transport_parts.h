@@ -41,6 +41,18 @@ template <typename Transport, typename... Arguments>
   return nullptr;
 }
 
+// The same on a Python socket's descriptor, which stays that socket's when it fails. The account of
+// descriptors names who made `shared`.
+template <typename Transport, typename... Arguments>
+[[nodiscard]] PyObject* open_on_shared(py::Ref self, Transport& transport, UniqueFd shared,
+                                       const Arguments&... arguments) {
+  PyObject* opened = open_or_give_back(std::move(self), transport, shared, arguments...);
+  if (shared) {
+    (void)shared.release();
+  }
+  return opened;
+}
+
 // Closes a descriptor that a Python socket (null: none) shares. That lets go first; if it no longer
 // holds the number, somebody closed it behind our back, the number may be another file's by now,
 // and it is not ours to close.

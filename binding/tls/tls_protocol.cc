@@ -4,6 +4,7 @@
 #include <cstring>
 #include <utility>
 
+#include "binding/marked.h"
 #include "binding/stream_transport.h"
 #include "binding/tls/scratch.h"
 
@@ -23,18 +24,6 @@ namespace {
   return buffer.obj != nullptr && PyBytes_CheckExact(buffer.obj) && buffer.itemsize == 1 &&
          buffer.ndim == 1 && PyBuffer_IsContiguous(&buffer, 'C') != 0;
 }
-
-// Sets a flag for the length of a scope.
-class Marked {
- public:
-  explicit Marked(bool& flag) noexcept : flag_(flag) { flag_ = true; }
-  ~Marked() { flag_ = false; }
-  Marked(const Marked&) = delete;
-  Marked& operator=(const Marked&) = delete;
-
- private:
-  bool& flag_;
-};
 
 }  // namespace
 

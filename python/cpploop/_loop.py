@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
     _Ts = TypeVarTuple("_Ts")
 
-_FREE_THREADED = _native.build_info()["free_threaded"]
 _SERVES_IN_CONTEXT = sys.version_info >= (3, 15)
 
 
@@ -253,7 +252,7 @@ class Loop(_native.Loop, ConnectingLoop, _tls.TlsLoop, ResolvingLoop, SpawningLo
         )
 
     def _stop_serving(self, sock: socket.socket) -> None:
-        if _FREE_THREADED and self._thread_id not in (None, threading.get_ident()):
+        if _tls.FREE_THREADED and self._thread_id not in (None, threading.get_ident()):
             # Server.close() has let go of its sockets by now. If this refused another thread, there
             # would be nobody left who could close them.
             self.call_soon_threadsafe(self._stop_serving, sock)

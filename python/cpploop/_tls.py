@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ._loop import Loop
 
 _CHOICES = ("asyncio", "bio", "direct", "auto")
+FREE_THREADED = _native.build_info()["free_threaded"]
 
 
 class TlsTier(NamedTuple):
@@ -117,7 +118,7 @@ def _refusing_other_threads(method: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
-if _native.build_info()["free_threaded"]:
+if FREE_THREADED:
     # As the native transports do there. Half of a close() in another thread would be worse than
     # none: it fails where it sets its time-out, and the next one finds that it was done.
     for _name in (

@@ -310,8 +310,7 @@ def of_transports(stream: Any, tls: Any, datagrams: Any) -> Calls:
     others = {"set_protocol": [asyncio.Protocol()], "close": [], "abort": []}
     methods: tuple[tuple[str, Any, dict[str, list[Any]]], ...] = (
         ("stream", stream, {**writing, "write_eof": [], **flow, **others}),
-        # Its other methods are asyncio's own: they do something before they are refused, if at all.
-        ("tls", tls, {**writing, "set_write_buffer_limits": []}),
+        ("tls", tls, {**writing, **flow, **others}),
         ("datagrams", datagrams, {"sendto": [b"x", ("127.0.0.1", 9)], **flow, **others}),
     )
     return {
