@@ -1,13 +1,15 @@
 """Instructions and system calls per request, in runs of their own: both slow the server down.
 
 A server is loaded twice, for a short and for a longer time, and the difference of the counts is
-divided by the difference of the requests, so that the start and the connections fall out.
+divided by the difference of the requests, so that the start and the connections fall out. Rows of
+one process are repeated for as long, and counted per operation.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
@@ -16,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import callgrind
 import harness
-from catalogue import Row, Served
+from catalogue import Repeated, Row, Served
+from in_process import Worker
 from served import ServedCells, ServerFailed, Window
 
 if TYPE_CHECKING:
@@ -50,9 +53,14 @@ def fill(runs: Sequence[RowRun], cells: ServedCells) -> None:
             harness.note(f"{run.row.name:22} {name:20} {found}")
 
 
+def can_count(row: Row) -> bool:
+    """Whether the row repeats something; what is measured once has no operations to divide by."""
+    return isinstance(row.run, Served | Repeated)
+
+
 def count(row: Row, name: str, cells: ServedCells) -> dict[str, Any]:
     """Both counts of a cell, or the reason why one is not there."""
-    assert isinstance(row.run, Served), f"{row.name} serves nobody"
+    assert isinstance(row.run, Served | Repeated), f"{row.name} repeats nothing"
     found: dict[str, Any] = {}
     for kind, tool in (("syscalls", _syscalls), ("instructions", _instructions)):
         try:
@@ -70,14 +78,14 @@ def per_request(short: tuple[int, int], long: tuple[int, int]) -> float:
     return round((long[0] - short[0]) / requests, 3)
 
 
-def _syscalls(run: Served, name: str, cells: ServedCells) -> float:
+def _syscalls(run: Served | Repeated, name: str, cells: ServedCells) -> float:
     pairs = []
     with tempfile.TemporaryDirectory(prefix="cpploop-bench-") as folder:
         for seconds in SYSCALL_WINDOWS:
             table = Path(folder) / f"strace-{seconds}"
             # -D: the server itself is our child, and strace watches it from aside.
             prefix = ("strace", "-D", "-f", "-c", "-o", str(table))
-            requests, _ = _loaded(run, name, cells, prefix, seconds)
+            requests, _ = _made(run, name, cells, prefix, seconds)
             pairs.append((_total(table), requests))
     return per_request(*pairs)
 
@@ -93,15 +101,24 @@ def _total(table: Path) -> int:
     raise CountFailed("strace gives no total")
 
 
-def _instructions(run: Served, name: str, cells: ServedCells) -> float:
+def _instructions(run: Served | Repeated, name: str, cells: ServedCells) -> float:
     pairs = []
     for seconds in INSTRUCTION_WINDOWS:
-        requests, stderr = _loaded(run, name, cells, callgrind.command(), seconds)
+        requests, stderr = _made(run, name, cells, callgrind.command(), seconds)
         collected = callgrind.instructions(stderr)
         if collected is None:
             raise CountFailed(f"callgrind gives no count: {harness.last_line(stderr)}")
         pairs.append((collected, requests))
     return per_request(*pairs)
+
+
+def _made(
+    run: Served | Repeated, name: str, cells: ServedCells, prefix: Sequence[str], seconds: float
+) -> tuple[int, str]:
+    """Requests or operations of a process that is started through `prefix`, and what it wrote."""
+    if isinstance(run, Served):
+        return _loaded(run, name, cells, prefix, seconds)
+    return _repeated(run, name, cells, prefix, seconds)
 
 
 def _loaded(
@@ -116,3 +133,16 @@ def _loaded(
     if result.get("errors", 1):
         raise CountFailed(result.get("error", "the load generator gave no answer"))
     return result["requests"], server.written()
+
+
+def _repeated(
+    run: Repeated, name: str, cells: ServedCells, prefix: Sequence[str], seconds: float
+) -> tuple[int, str]:
+    with Worker(run, name, cells.cores.server, prefix) as worker:
+        for result in (worker.answer(PATIENCE_SECONDS), worker.work(seconds)):
+            if "error" in result:
+                raise CountFailed(result["error"])
+        try:
+            return result["operations"], worker.ended(PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise CountFailed("it does not end") from None

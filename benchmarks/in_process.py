@@ -97,10 +97,11 @@ def _figures(part: dict[str, float]) -> dict[str, float]:
 class Worker:
     """A process that repeats a row's program whenever it is told to."""
 
-    def __init__(self, run: Repeated, loop_name: str, cpu: int) -> None:
+    def __init__(self, run: Repeated, loop_name: str, cpu: int, prefix: Sequence[str] = ()) -> None:
+        command = [sys.executable, __file__, "repeat", run.module, run.function, loop_name]
         self._errors = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
-            [sys.executable, __file__, "repeat", run.module, run.function, loop_name],
+            [*prefix, *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -141,6 +142,14 @@ class Worker:
             self._process.stdin.write(f"{seconds}\n".encode())
             self._process.stdin.flush()
         return self.answer(seconds * 10 + 60)
+
+    def ended(self, limit: float) -> str:
+        """What it wrote to stderr, when it has come to its end by itself."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(limit)
+        self._errors.seek(0)
+        return self._errors.read()
 
 
 def cells_in_turns(

@@ -202,7 +202,13 @@ def settings_of(options: argparse.Namespace) -> Settings:
 def rows_of(options: argparse.Namespace) -> list[Row]:
     groups = {"full": "all", "counts": "counted", "quick": "quick"}
     usual = groups.get("counts" if options.counts else options.set, "bench")
-    return [ROWS[name] for name in choose(options.rows or usual, list(ROWS), catalogue.GROUPS)]
+    names = choose(options.rows or usual, list(ROWS), catalogue.GROUPS)
+    if options.counts:
+        once = [name for name in names if not counts.can_count(ROWS[name])]
+        if once:
+            harness.note(f"measured once and not counted: {' '.join(once)}")
+        names = [name for name in names if name not in once]
+    return [ROWS[name] for name in names]
 
 
 def loops_of(row: Row, options: argparse.Namespace) -> list[str]:

@@ -144,7 +144,7 @@ class ServedCells:
 
     def __init__(self, tools: Path, cores: Cores, cold_malloc: bool = False) -> None:
         self._tools = tools
-        self._cores = cores
+        self.cores = cores
         self._cold_malloc = cold_malloc
         self._folder = tempfile.TemporaryDirectory(prefix="cpploop-bench-")
         self._certificate: Path | None = None
@@ -206,7 +206,7 @@ class ServedCells:
             if run.tls:
                 place += ["--tls", str(self._certificate_file())]
             command = [*prefix, *self._server_command(run, loop), *place]
-            with Server(command, self._cores.server, patience) as server:
+            with Server(command, self.cores.server, patience) as server:
                 ready = server.wait_ready()
                 server.place = ["--unix", unix] if unix else ["--port", str(ready["port"])]
                 server.loop_type = ready["loop"]
@@ -223,7 +223,7 @@ class ServedCells:
             done = subprocess.run(
                 command,
                 capture_output=True,
-                preexec_fn=harness.pin(self._cores.client),
+                preexec_fn=harness.pin(self.cores.client),
                 timeout=window.seconds + window.warmup + 30,
                 check=False,
             )

@@ -134,7 +134,7 @@ SUITES = {
                 ),
             ),
         ),
-        # Our own: a cluster of processes.
-        Suite("dask", (Part("cluster", ours=True, packages=("dask", "distributed")),)),
+        # Our own: clusters of processes.
+        Suite("dask", (Part("cluster", ours=True, packages=("dask", "distributed", "ray")),)),
     )
 }

@@ -588,6 +588,29 @@ def test_counts_are_of_the_requests_and_not_of_the_start() -> None:
         counts.per_request((5_000, 100), (25_000, 100))
 
 
+def test_rows_of_one_process_are_counted_through_the_tool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tool is put before the process, and what it writes at the end is its count."""
+    written = iter((2_000, 52_000))
+    tool = 'echo start >&2; "$@"; echo Collected : 0 >&2'
+    monkeypatch.setattr(callgrind, "command", lambda: ("sh", "-c", tool, "sh"))
+    monkeypatch.setattr(
+        callgrind, "instructions", lambda text: next(written) + text.count("Collected")
+    )
+    monkeypatch.setattr(counts, "INSTRUCTION_WINDOWS", (0.02, 0.4))
+    monkeypatch.setattr(counts, "_syscalls", lambda *args: 0.0)
+    row = catalogue.ROWS["call_soon"]
+    assert counts.can_count(row)
+    cells = served.ServedCells(Path(), served.Cores(min(os.sched_getaffinity(0)), 0))
+    found = counts.count(row, CONTROL, cells)
+    cells._folder.cleanup()
+    assert found["syscalls"] == 0.0
+    assert 0 < found["instructions"] < 50_000
+
+
+def test_what_is_measured_once_is_not_counted() -> None:
+    assert not counts.can_count(catalogue.ROWS["import_time"])
+
+
 CALLGRIND = """\
 version: 1
 events: Ir

@@ -117,7 +117,7 @@ def respect(notes: dict[str, str]) -> None:
 
 
 def runs_on(block: Block, loop_name: str) -> bool:
-    return loop_name == "cpploop" or not re.search(r"^(import|from) cpploop", block.text, re.M)
+    return loop_name == "cpploop" or not re.search(r"^ *(import|from) cpploop", block.text, re.M)
 
 
 PYTHON_BLOCKS = [

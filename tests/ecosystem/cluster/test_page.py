@@ -1,4 +1,4 @@
-"""The page about more than one machine: what it shows is run here, where Dask is installed."""
+"""The page about more than one machine: what it shows is run here, with Dask and Ray."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ COMMANDS = [line for block in BLOCKS if block.language == "sh" for line in block
 
 
 @pytest.mark.parametrize("block", PYTHON_BLOCKS, ids=lambda block: block.name)
-def test_program(block: test_docs.Block, loop_name: str, tmp_path: Path) -> None:
+def test_program(
+    block: test_docs.Block, loop_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A cluster is a dozen processes before it does anything.
+    monkeypatch.setattr(test_docs.support, "TIME_SCALE", 4 * test_docs.support.TIME_SCALE)
     test_docs.test_python_block(block, loop_name, tmp_path)
 
 
