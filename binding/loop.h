@@ -141,6 +141,11 @@ class Loop final : private Host, private Clock {
   // 1 removed, 0 nothing there, -1 error.
   [[nodiscard]] int remove_watcher(int fd, Wanted what);
 
+  // Has the callback called once, without arguments, when a child process ends; ENOSYS where the
+  // backend watches no processes. False with the Python error set.
+  [[nodiscard]] bool watch_process(pid_t process, PyObject* callback);
+  void unwatch_process(pid_t process) noexcept;
+
   // The same for a SockOperation, which is its own callback. False with the Python error set.
   [[nodiscard]] bool watch(int fd, Wanted what, PyObject* operation);
   // Only if it is this one that waits there.

@@ -627,6 +627,31 @@ PyObject* loop_remove_writer_unchecked(PyObject* self, PyObject* fd) {
   return remove_watcher(self, fd, kWantWritable, false);
 }
 
+PyObject* loop_watch_process(PyObject* self, PyObject* args) {
+  return py::guard([&]() -> PyObject* {
+    Loop& loop = loop_of(self);
+    int process = 0;
+    PyObject* callback = nullptr;
+    if (PyArg_ParseTuple(args, "iO:_watch_process", &process, &callback) == 0 ||
+        !loop.check_open() || !loop.check_thread()) {
+      return nullptr;
+    }
+    return loop.watch_process(process, callback) ? py::none() : nullptr;
+  });
+}
+
+PyObject* loop_unwatch_process(PyObject* self, PyObject* process) {
+  return py::guard([&]() -> PyObject* {
+    Loop& loop = loop_of(self);
+    const long number = PyLong_AsLong(process);
+    if ((number == -1 && PyErr_Occurred() != nullptr) || !loop.check_thread()) {
+      return nullptr;
+    }
+    loop.unwatch_process(static_cast<pid_t>(number));
+    return py::none();
+  });
+}
+
 // Which of reading (1) and writing (2) a descriptor is watched for.
 PyObject* loop_watched(PyObject* self, PyObject* object) {
   return py::guard([&]() -> PyObject* {
@@ -1085,6 +1110,12 @@ PyMethodDef loop_methods[] = {
      "_remove_reader($self, fd, /)\n--\n\nremove_reader() for any descriptor."},
     {"_remove_writer", loop_remove_writer_unchecked, METH_O,
      "_remove_writer($self, fd, /)\n--\n\nremove_writer() for any descriptor."},
+    {"_watch_process", loop_watch_process, METH_VARARGS,
+     "_watch_process($self, process, callback, /)\n--\n\n"
+     "Call callback() once when a child has ended, given its number. OSError where the backend\n"
+     "watches no processes, and for one that it does not know."},
+    {"_unwatch_process", loop_unwatch_process, METH_O,
+     "_unwatch_process($self, process, /)\n--\n\nStop watching a child, if it is watched."},
     {"_watched", loop_watched, METH_O,
      "_watched($self, fd, /)\n--\n\nWhat fd is watched for: reading (1), writing (2)."},
     {"_watched_descriptors", loop_watched_descriptors, METH_NOARGS,

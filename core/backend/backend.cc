@@ -22,7 +22,7 @@ void Backend::attach(Channel& channel, int fd, Channel::Kind kind, Sink* sink) {
   channel.fd = fd;
   channel.kind = kind;
   channel.sink = sink;
-  if (kind != Channel::Kind::readiness) {
+  if (kind != Channel::Kind::readiness && kind != Channel::Kind::process) {
     // What others own and merely have watched may change hands.
     channel.ticket = ledger::watch(fd);
     os::set_no_sigpipe(fd);
@@ -111,7 +111,7 @@ void Backend::stop_accept(Channel& channel) noexcept {
 }
 
 int Backend::watch(Channel& channel, Wanted what) noexcept {
-  assert(channel.kind == Channel::Kind::readiness);
+  assert(channel.kind == Channel::Kind::readiness || channel.kind == Channel::Kind::process);
   const bool had = channel.wants(what);
   channel.edge = channel.resting = false;
   ask(channel, what);
@@ -204,6 +204,7 @@ void Backend::dispatch(ChannelId id, std::uint32_t io_events) {
         }
         break;
       case Channel::Kind::readiness:
+      case Channel::Kind::process:
         static_cast<ReadinessSink*>(sink)->on_readable();
         break;
       case Channel::Kind::connect:
@@ -227,6 +228,7 @@ void Backend::dispatch(ChannelId id, std::uint32_t io_events) {
       case Channel::Kind::readiness:
         static_cast<ReadinessSink*>(sink)->on_writable();
         break;
+      case Channel::Kind::process:
       case Channel::Kind::accept:
       case Channel::Kind::none:
         break;

@@ -118,9 +118,9 @@ class ReadinessSink : public Sink {
 // One descriptor as the backend sees it. It lives inside its owner (a stream socket, a listener, a
 // watcher), which detaches it before closing the descriptor.
 struct Channel {
-  enum class Kind : std::uint8_t { none, stream, datagram, accept, connect, readiness };
+  enum class Kind : std::uint8_t { none, stream, datagram, accept, connect, readiness, process };
 
-  int fd = -1;
+  int fd = -1;  // Of a process its number.
   Kind kind = Kind::none;
   std::uint8_t wanted = 0;      // What the owner asked for (Wanted bits).
   std::uint8_t registered = 0;  // What the kernel has been told; the backend's own.
@@ -201,6 +201,10 @@ class Backend {
   // comes meanwhile takes it away. The caller vouches that the number is the file it was.
   [[nodiscard]] int watch_after_read(Channel& channel) noexcept;
   void rest(Channel& channel) noexcept;
+
+  // Whether watch() takes the end of a child process as a channel's readiness, which comes once.
+  // Where it does not, a process may have a descriptor.
+  [[nodiscard]] virtual bool watches_processes() const noexcept { return false; }
 
   // What somebody who watches a descriptor reads and writes there: pipes and terminals, say. By
   // number, because several of them may share one.

@@ -92,6 +92,11 @@ int KqueueBackend::remove(const Channel& channel, std::uint8_t what) noexcept {
 }
 
 int KqueueBackend::register_now(const Channel& channel) noexcept {
+  if (channel.kind == Channel::Kind::process) {
+    auto change = change_of(channel.fd, EVFILT_PROC, EV_ADD | EV_ONESHOT, to_data(channel.id));
+    change.fflags = NOTE_EXIT;
+    return os::kqueue_change(queue_.get(), change);
+  }
   const bool ours = channel.kind != Channel::Kind::readiness;
   if (!ours && os::is_regular_file(channel.fd)) {
     return EPERM;  // It is always ready. epoll's answer, and everywhere the same one.
@@ -113,6 +118,9 @@ int KqueueBackend::register_now(const Channel& channel) noexcept {
 }
 
 int KqueueBackend::remove_now(const Channel& channel) noexcept {
+  if (channel.kind == Channel::Kind::process) {
+    return os::kqueue_change(queue_.get(), change_of(channel.fd, EVFILT_PROC, EV_DELETE, 0));
+  }
   return remove(channel, channel.registered);
 }
 

@@ -27,6 +27,7 @@ class KqueueBackend final : public ReadinessBackend {
   void collect(ReadyQueue& ready) override;
   void abandon_after_fork() noexcept override;
   void close() noexcept override;
+  [[nodiscard]] bool watches_processes() const noexcept override { return true; }
 
  protected:
   [[nodiscard]] int register_now(const Channel& channel) noexcept override;

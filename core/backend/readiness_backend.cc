@@ -89,11 +89,17 @@ void ReadinessBackend::forget(Channel& channel) noexcept {
 }
 
 bool ReadinessBackend::is_holder(const Channel& channel) const noexcept {
+  if (channel.kind == Channel::Kind::process) {
+    return true;  // Not a descriptor's number.
+  }
   const auto index = static_cast<std::size_t>(channel.fd);
   return index >= holders_.size() || holders_[index] == channel.id;
 }
 
 void ReadinessBackend::note_holder(const Channel& channel) noexcept {
+  if (channel.kind == Channel::Kind::process) {
+    return;
+  }
   const auto index = static_cast<std::size_t>(channel.fd);
   if (index >= holders_.size()) {
     try {

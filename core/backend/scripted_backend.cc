@@ -237,6 +237,7 @@ std::uint32_t ScriptedBackend::ready_events(const Channel& channel) {
       return s.connect_done ? kIoWritable : 0U;
     case Channel::Kind::readiness:
       return (s.readable ? kIoReadable : 0U) | (s.room ? kIoWritable : 0U);
+    case Channel::Kind::process:
     case Channel::Kind::none:
       break;
   }

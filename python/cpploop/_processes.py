@@ -2,9 +2,9 @@
 
 The transport, its pipes' protocols and the order of their callbacks are the running Python's own.
 What is ours is how the end is noticed: each child has a process descriptor among the loop's
-watchers, so there is no signal handler and no thread, and loops in several threads do not meet.
-Where the kernel has none (or a sandbox refuses it, or the loop waits with kqueue) a thread waits
-for each child instead.
+watchers, or its number is in the loop's kqueue, so there is no signal handler and no thread, and
+loops in several threads do not meet. Where the kernel has neither (or a sandbox refuses it) a
+thread waits for each child instead.
 
 A child is reaped in one place, under Popen's own lock: a number that the kernel may have given to
 somebody else is then never signalled, and a status that Popen took itself is not lost.
@@ -52,14 +52,14 @@ _threads_forced = False
 
 
 def _force_threads(forced: bool) -> None:
-    """Do without process descriptors, as on an old kernel; for tests."""
+    """Have a thread wait for each child, as on an old kernel; for tests."""
     global _threads_forced
     _threads_forced = forced
 
 
 def _open_pidfd(pid: int) -> int:
     """A descriptor of the process, or -1 where there is none to be had."""
-    if _threads_forced or _DOES_WITHOUT or not hasattr(os, "pidfd_open"):
+    if _DOES_WITHOUT or not hasattr(os, "pidfd_open"):
         return -1
     try:
         return os.pidfd_open(pid)
@@ -73,7 +73,8 @@ def _open_pidfd(pid: int) -> int:
 class _UnixSubprocessTransport(_AsyncioTransport):
     """asyncio's subprocess transport, which watches its child itself.
 
-    It owns the process descriptor. The loop holds it from start to end of the child.
+    It owns the process descriptor, if there is one. The loop holds it from start to end of the
+    child.
     """
 
     if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class _UnixSubprocessTransport(_AsyncioTransport):
         _proc: Any
 
     _pidfd = -1
+    _watched_by_number = False
 
     def __del__(self) -> None:
         try:
@@ -126,16 +128,20 @@ class _UnixSubprocessTransport(_AsyncioTransport):
 
     def _watch(self) -> None:
         """Have the loop told of the child's end."""
-        self._pidfd = _open_pidfd(self._proc.pid)
-        if self._pidfd < 0:
+        if _threads_forced:
             self._watch_in_thread()
             return
         watch: Callable[..., object] = self._loop._add_reader
+        number = self._pidfd = _open_pidfd(self._proc.pid)
+        if self._pidfd < 0:
+            watch, number = self._loop._watch_process, self._proc.pid
         try:
-            if _ASYNCIO_WAITS_IN_THREADS:
-                contextvars.Context().run(watch, self._pidfd, self._ended)
+            # asyncio's thread has an empty context to report from, and without process descriptors
+            # every asyncio has a thread.
+            if _ASYNCIO_WAITS_IN_THREADS or self._pidfd < 0:
+                contextvars.Context().run(watch, number, self._ended)
             else:
-                watch(self._pidfd, self._ended)
+                watch(number, self._ended)
         except OSError:
             self._close_pidfd()
             self._watch_in_thread()
@@ -143,6 +149,7 @@ class _UnixSubprocessTransport(_AsyncioTransport):
             self._close_pidfd()
             raise
         else:
+            self._watched_by_number = self._pidfd < 0
             self._loop._children.add(self)
 
     def _watch_in_thread(self) -> None:
@@ -153,7 +160,10 @@ class _UnixSubprocessTransport(_AsyncioTransport):
     def _ended(self) -> None:
         returncode = self._reap(self._loop)
         if returncode is None:
-            # Woken for nothing.
+            # Woken for nothing; or told by a kqueue, which tells once, before there was a status.
+            if self._watched_by_number:
+                self._stop_watching()
+                self._watch_in_thread()
             return
         self._stop_watching()
         self._loop._child_watcher_callback(self._pid, returncode, self)
@@ -163,6 +173,10 @@ class _UnixSubprocessTransport(_AsyncioTransport):
             self._loop._children.discard(self)
             self._loop._remove_reader(self._pidfd)
             self._close_pidfd()
+        elif self._watched_by_number:
+            self._watched_by_number = False
+            self._loop._children.discard(self)
+            self._loop._unwatch_process(self._proc.pid)
 
     def _close_pidfd(self) -> None:
         pidfd, self._pidfd = self._pidfd, -1
@@ -337,8 +351,9 @@ class SpawningLoop(asyncio.SelectorEventLoop):
                 # The number is ours, what it stands for is the parent's.
                 transport._close_pidfd()
                 continue
+            waits_in_thread = _ASYNCIO_WAITS_IN_THREADS or transport._watched_by_number
             transport._stop_watching()
-            if _ASYNCIO_WAITS_IN_THREADS:
+            if waits_in_thread:
                 # No thread to be had is no reason not to close.
                 with contextlib.suppress(RuntimeError):
                     transport._watch_in_thread()

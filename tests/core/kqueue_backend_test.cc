@@ -5,6 +5,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <memory>
 
 #include "core/os/wakeup.h"
@@ -130,6 +131,116 @@ TEST_F(KqueueBackendTest, AParentsQueueGoesOnAfterAFork) {
   ASSERT_EQ(::waitpid(child, nullptr, 0), child);
   ASSERT_EQ(::send(pair_.far_end.get(), "x", 1, MSG_NOSIGNAL), 1);
   EXPECT_EQ(turn(), 1U);
+}
+
+// A child that lives until end() is called.
+class Child {
+ public:
+  Child() {
+    int fds[2] = {-1, -1};
+    EXPECT_EQ(::pipe2(fds, O_CLOEXEC), 0);
+    UniqueFd reading(fds[0]);
+    life_.reset(fds[1]);
+    number_ = ::fork();
+    EXPECT_GE(number_, 0);
+    if (number_ == 0) {
+      life_.reset();
+      char byte = 0;
+      ::_exit(::read(reading.get(), &byte, 1) == 0 ? 0 : 1);
+    }
+  }
+  ~Child() {
+    life_.reset();
+    (void)::waitpid(number_, nullptr, 0);
+  }
+  Child(const Child&) = delete;
+  Child& operator=(const Child&) = delete;
+
+  [[nodiscard]] pid_t number() const { return number_; }
+  void end() {
+    life_.reset();
+    siginfo_t info{};
+    EXPECT_EQ(::waitid(P_PID, static_cast<id_t>(number_), &info, WEXITED | WNOWAIT), 0);
+  }
+  void reap() { EXPECT_EQ(::waitpid(number_, nullptr, 0), number_); }
+
+ private:
+  UniqueFd life_;
+  pid_t number_ = -1;
+};
+
+class KqueueProcessTest : public KqueueBackendTest {
+ protected:
+  void SetUp() override {
+    backend_.attach(channel_, child_.number(), Channel::Kind::process,
+                    static_cast<ReadinessSink*>(&watcher_));
+  }
+
+  Child child_;
+};
+
+TEST_F(KqueueProcessTest, TheEndOfAChildIsToldOnce) {
+  ASSERT_TRUE(backend_.watches_processes());
+  ASSERT_EQ(backend_.watch(channel_, kWantReadable), 0);
+  EXPECT_TRUE(backend_.has_channels());
+  EXPECT_EQ(turn(), 0U);
+  child_.end();
+  EXPECT_EQ(turn(), 1U);
+  EXPECT_EQ(watcher_.readable, 1);
+  EXPECT_EQ(turn(), 0U);
+  child_.reap();
+}
+
+TEST_F(KqueueProcessTest, AnEndBeforeTheWatchIsToldOrRefused) {
+  child_.end();
+  // macOS refuses one that has ended; then nothing must be told.
+  const int error = backend_.watch(channel_, kWantReadable);
+  EXPECT_TRUE(error == 0 || error == ESRCH) << error;
+  EXPECT_EQ(turn(), error == 0 ? 1U : 0U);
+}
+
+TEST_F(KqueueProcessTest, AnEndWhoseStatusIsTakenIsToldAllTheSame) {
+  ASSERT_EQ(backend_.watch(channel_, kWantReadable), 0);
+  child_.end();
+  child_.reap();
+  EXPECT_EQ(turn(), 1U);
+  EXPECT_EQ(watcher_.readable, 1);
+}
+
+TEST_F(KqueueProcessTest, OneThatIsGoneIsRefused) {
+  child_.end();
+  child_.reap();
+  EXPECT_EQ(backend_.watch(channel_, kWantReadable), ESRCH);
+  EXPECT_FALSE(backend_.has_channels());
+}
+
+TEST_F(KqueueProcessTest, NothingIsToldOfOneThatIsNotWatchedAnyMore) {
+  ASSERT_EQ(backend_.watch(channel_, kWantReadable), 0);
+  backend_.detach(channel_);
+  child_.end();
+  EXPECT_EQ(turn(), 0U);
+}
+
+// Its number is no descriptor's: what is watched under that is another thing.
+TEST_F(KqueueProcessTest, ADescriptorOfTheSameNumberIsToldApart) {
+  const UniqueFd same(::fcntl(pair_.near_end.get(), F_DUPFD_CLOEXEC, child_.number()));
+  if (same.get() != child_.number()) {
+    GTEST_SKIP() << "no descriptor may have the number " << child_.number();
+  }
+  Watcher other_watcher;
+  Channel other;
+  backend_.attach(other, same.get(), Channel::Kind::readiness,
+                  static_cast<ReadinessSink*>(&other_watcher));
+  ASSERT_EQ(backend_.watch(other, kWantReadable), 0);
+  ASSERT_EQ(backend_.watch(channel_, kWantReadable), 0);
+  ASSERT_EQ(::send(pair_.far_end.get(), "x", 1, MSG_NOSIGNAL), 1);
+  EXPECT_EQ(turn(), 1U);
+  EXPECT_EQ(other_watcher.readable, 1);
+  EXPECT_EQ(watcher_.readable, 0);
+  backend_.detach(other);
+  child_.end();
+  EXPECT_EQ(turn(), 1U);
+  EXPECT_EQ(watcher_.readable, 1);
 }
 
 }  // namespace
