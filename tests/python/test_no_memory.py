@@ -308,7 +308,7 @@ OPERATIONS = {
 }
 
 PROGRAM = """
-    import asyncio, contextlib, gc, os, socket, sys, tempfile, traceback, warnings
+    import asyncio, contextlib, ctypes, gc, os, socket, sys, tempfile, traceback, types, warnings
     from pathlib import Path
     import _testcapi
 
@@ -379,7 +379,19 @@ PROGRAM = """
         *_, (frame, _) = traceback.walk_tb(exc.__traceback__)
         return frame.f_globals["__name__"] in ("os", "collections.abc")
 
+    def keep_code():
+        # Where a function cannot be made for want of memory, CPython 3.12.1 and 3.13.0 give up its
+        # code twice, and crash when it is asked for the next time.
+        for function in gc.get_objects():
+            if type(function) is types.FunctionType:
+                for constant in function.__code__.co_consts:
+                    if type(constant) is types.CodeType:
+                        for _ in range(200):
+                            ctypes.pythonapi.Py_IncRef(ctypes.py_object(constant))
+
     if WHOSE == "interpreter":
+        keep_code()
+
         def fail_from(number):
             _testcapi.set_nomemory(number, number + 1)
 
