@@ -114,6 +114,7 @@ int Engine::poll() {
   }
   IoResult result;
   if (limit_ns != 0 && inbox_->arm()) {
+    const Backend::Blocking blocking(*backend_);
     busy_turns_ = 0;
     busy_.store(false, std::memory_order_relaxed);
     host_.about_to_block();

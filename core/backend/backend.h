@@ -211,6 +211,20 @@ class Backend {
   [[nodiscard]] virtual IoResult read(int fd, std::span<const iovec> parts) noexcept = 0;
   [[nodiscard]] virtual IoResult write(int fd, std::span<const iovec> parts) noexcept = 0;
 
+  // A scope in which the loop's thread may be without the lock that keeps other threads out: from
+  // before it gives it up for a wait until it has it again. What another thread asks for meanwhile
+  // must not touch what the wait uses.
+  class Blocking {
+   public:
+    explicit Blocking(Backend& backend) noexcept : backend_(backend) { backend_.blocking_ = true; }
+    ~Blocking() { backend_.blocking_ = false; }
+    Blocking(const Blocking&) = delete;
+    Blocking& operator=(const Blocking&) = delete;
+
+   private:
+    Backend& backend_;
+  };
+
   // Waits until something happens or `timeout_ns` is over (negative: for ever; zero: only a look)
   // and appends what happened to `ready`. The value is the count of events; EINTR is an error like
   // others. Memory for the events is reserved before the wait.
@@ -281,6 +295,7 @@ class Backend {
 
   std::uint64_t polls_ = 1;  // The serial number of the newest poll.
   bool abandoned_ = false;
+  bool blocking_ = false;
   bool batches_sends_ = false;
   bool has_edges_ = false;         // Whether the kernel can tell of what is new alone.
   std::vector<ChannelId> sends_;   // To go out with the next poll. An id may be stale by then.

@@ -73,7 +73,9 @@ void EpollBackend::close() noexcept {
 }
 
 IoResult EpollBackend::wait(std::int64_t timeout_ns) {
-  event_count_ = 0;
+  if (event_count_ != 0) {
+    return IoResult::success(event_count_);  // collect() had no memory; an edge is told once.
+  }
   woken_ = false;
   const IoResult result =
       os::epoll_wait(epoll_fd_.get(), events_.data(), static_cast<int>(events_.size()),

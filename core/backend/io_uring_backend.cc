@@ -1,6 +1,7 @@
 #include "core/backend/io_uring_backend.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cassert>
 #include <cerrno>
 #include <cstring>
@@ -69,19 +70,33 @@ IoUringBackend::IoUringBackend(int wakeup_fd, std::unique_ptr<os::IoRing> ring)
 
 IoUringBackend::~IoUringBackend() { close(); }
 
-void IoUringBackend::close() noexcept {
-  if (ring_ != nullptr && !hands_off() && on_own_thread() &&
-      ring_->cancel_all(pack(kNobody, Op::cancel))) {
-    // A ring that a forked child has inherited lives on, and with it what is under way.
-    constexpr int kTries = 100;
-    constexpr std::int64_t kPatienceNs = 1'000'000;
-    (void)ring_->submit();
-    for (int i = 0; i < kTries && under_way_ != 0; ++i) {
-      if (ring_->ready() == 0) {
-        (void)ring_->submit_and_wait(1, kPatienceNs);
-      }
-      absorb();
+std::uint64_t IoUringBackend::this_thread() noexcept {
+  // Not the thread's own identifier: the next one gets that of one that has ended, and to the
+  // kernel they are two.
+  static std::atomic<std::uint64_t> last{0};
+  thread_local const std::uint64_t number = last.fetch_add(1, std::memory_order_relaxed) + 1;
+  return number;
+}
+
+// A ring that a forked child has inherited lives on, and with it what is under way.
+void IoUringBackend::end_what_is_under_way() noexcept {
+  if (hands_off() || !may_submit() || !ring_->cancel_all(pack(kNobody, Op::cancel))) {
+    return;
+  }
+  constexpr int kTries = 100;
+  constexpr std::int64_t kPatienceNs = 1'000'000;
+  IoResult result = ring_->submit();
+  for (int i = 0; i < kTries && under_way_ != 0 && (result.ok() || result.error == EINTR); ++i) {
+    if (ring_->ready() == 0) {
+      result = ring_->submit_and_wait(1, kPatienceNs);
     }
+    absorb();
+  }
+}
+
+void IoUringBackend::close() noexcept {
+  if (ring_ != nullptr) {
+    end_what_is_under_way();
   }
   ring_.reset();
   lines_.clear();
@@ -94,8 +109,17 @@ void IoUringBackend::close() noexcept {
 // Everything that the old ring has reported is taken over; what it had under way ends with it.
 void IoUringBackend::leave_ring() noexcept {
   absorb();
+  if (ring_->unsubmitted() == 0) {
+    end_what_is_under_way();  // Else what is in the queue would be submitted with it.
+  }
   for (Line& line : lines_) {
     keep_bytes(line);
+    if (line.first != kNoBuffer) {
+      // No memory for them, and their buffers go with the ring: nothing may be left out in silence.
+      line.first = kNoBuffer;
+      line.end = true;
+      line.error = ENOMEM;
+    }
     line.armed = 0;
     line.cancelled = 0;
   }
@@ -109,9 +133,11 @@ void IoUringBackend::leave_ring() noexcept {
 
 void IoUringBackend::enter_ring() noexcept {
   os::IoRing::Refusal refusal;
-  thread_ = std::this_thread::get_id();
+  thread_ = this_thread();
+  replace_ = false;
   ring_ = refused_ ? nullptr : os::IoRing::open(refusal);
   if (ring_ == nullptr) {
+    fell_back_ = true;
     // epoll serves what the ring did; what was received already is delivered all the same.
     batches_sends_ = false;
     set_ready_ = false;
@@ -180,7 +206,7 @@ void IoUringBackend::mark_dirty(Channel& channel) noexcept {
     ring_dirty_.push_back(channel.id);
     channel.dirty = true;
   } catch (const std::bad_alloc&) {
-    if (Line* line = line_of(channel); line != nullptr) {
+    if (Line* line = line_of(channel); line != nullptr && may_submit()) {
       tell(channel, *line);  // No memory to put it off.
     }
   }
@@ -203,7 +229,8 @@ void IoUringBackend::note_change(Channel& channel) noexcept {
       keep_bytes(line);
     }
   } catch (const std::bad_alloc&) {
-    return;  // The table cannot grow; the next change tries again.
+    refuse(channel);  // The table cannot grow; the next poll tries again.
+    return;
   }
   mark_dirty(channel);
 }
@@ -221,7 +248,7 @@ int IoUringBackend::change_now(Channel& channel) noexcept {
   if (line == nullptr) {
     return channel.wanted == 0 ? 0 : ENOMEM;
   }
-  if (!on_own_thread() || waiting_) {
+  if (!may_submit()) {
     return 0;
   }
   tell(channel, *line);
@@ -247,14 +274,14 @@ void IoUringBackend::forget(Channel& channel) noexcept {
     // The operations hold the file open: they have to be over before the owner closes it.
     if (line->armed == 0) {
       // Nothing is under way.
+    } else if (blocking_) {
+      orphan(*line);
     } else if (on_own_thread()) {
       cancel_all(*line);
       submit_all();
       if (ring_->unsubmitted() != 0 || (line->armed & ~line->cancelled) != 0) {
         move_to_this_thread();  // They end with the ring that they are in.
       }
-    } else if (waiting_) {
-      orphan(*line);
     } else {
       move_to_this_thread();
     }
@@ -290,6 +317,8 @@ void IoUringBackend::arm(const Channel& channel, Line& line, Op op) noexcept {
   if (prepared) {
     line.armed |= bit(op);
     ++under_way_;
+  } else {
+    retry(channel.id);
   }
 }
 
@@ -301,6 +330,7 @@ void IoUringBackend::cancel(Line& line, Op op) noexcept {
   if (!ring_->cancel(target, pack(kNobody, Op::cancel))) {
     submit_all();
     if (!ring_->cancel(target, pack(kNobody, Op::cancel))) {
+      retry(line.id);
       return;
     }
   }
@@ -322,6 +352,31 @@ void IoUringBackend::orphan(const Line& line) noexcept {
         return;  // It ends with its peer, or with the ring.
       }
     }
+  }
+  // The wait ends, so that its thread cancels them: their owner closes the file now, and the peer
+  // is to see it.
+  os::Wakeup::signal(wakeup_fd_);
+}
+
+void IoUringBackend::cancel_orphans() noexcept {
+  std::size_t done = 0;
+  for (; done < orphans_.size(); ++done) {
+    const auto prepare = [&] { return ring_->cancel(orphans_[done], pack(kNobody, Op::cancel)); };
+    if (!prepare()) {
+      submit_all();
+      if (!prepare()) {
+        break;  // The others with the next poll.
+      }
+    }
+  }
+  orphans_.erase(orphans_.begin(), orphans_.begin() + static_cast<std::ptrdiff_t>(done));
+}
+
+void IoUringBackend::retry(ChannelId id) noexcept {
+  try {
+    retries_.push_back(id);
+  } catch (const std::bad_alloc&) {
+    return;  // It is told at its next change.
   }
 }
 
@@ -362,31 +417,42 @@ void IoUringBackend::tell_receive(Channel& channel, Line& line) noexcept {
 }
 
 void IoUringBackend::arm_own_polls() noexcept {
+  const auto armed = [this](int fd, Op op) {
+    if (ring_->poll(fd, true, pack(kNobody, op))) {
+      return true;
+    }
+    submit_all();
+    return ring_->poll(fd, true, pack(kNobody, op));
+  };
   if (!wake_armed_) {
-    wake_armed_ = ring_->poll(wakeup_fd_, true, pack(kNobody, Op::wake));
+    wake_armed_ = armed(wakeup_fd_, Op::wake);
   }
   if (!set_armed_ && set_reports_ < kSetReportsForSet) {
-    set_armed_ = ring_->poll(set_fd(), true, pack(kNobody, Op::set));
+    set_armed_ = armed(set_fd(), Op::set);
   }
 }
 
 void IoUringBackend::apply_changes() {
   EpollBackend::apply_changes();
-  if (ring_ == nullptr || hands_off()) {
-    return;
-  }
-  if (!on_own_thread()) {
-    move_to_this_thread();
-    if (ring_ == nullptr) {
+  if (ring_ != nullptr && !hands_off()) {
+    if (!on_own_thread()) {
+      move_to_this_thread();
+    }
+    if (ring_ != nullptr) {
+      prepare_changes();
+    } else {
       EpollBackend::apply_changes();
-      return;
     }
   }
+  // Said here, because other threads may add to these while the wait begins. Among them is what a
+  // collect() that ran out of memory has left.
+  only_looks_ = !again_.empty() || !sends_.empty() || !unsent_.empty() || !found_.empty() ||
+                set_ready_ || (!hands_off() && !(ring_dirty_.empty() && orphans_.empty()));
+}
+
+void IoUringBackend::prepare_changes() noexcept {
   arm_own_polls();
-  for (const std::uint64_t orphan : orphans_) {
-    (void)ring_->cancel(orphan, pack(kNobody, Op::cancel));
-  }
-  orphans_.clear();
+  cancel_orphans();
   // No push_back() comes in between: what is armed here is marked by its completion.
   for (const ChannelId id : ring_dirty_) {
     Channel* channel = find(id);
@@ -399,6 +465,11 @@ void IoUringBackend::apply_changes() {
     }
   }
   ring_dirty_.clear();
+  for (const ChannelId id : std::exchange(retries_, {})) {
+    if (Channel* channel = find(id); channel != nullptr) {
+      mark_dirty(*channel);
+    }
+  }
   prepare_sends();
 }
 
@@ -439,7 +510,7 @@ bool IoUringBackend::prepare_send(Channel& channel) noexcept {
     send_at_collect(channel.id);
     return true;
   }
-  const std::uint64_t user_data = pack({sends_out_, 0}, Op::send);
+  const std::uint64_t user_data = pack({sends_out_, ring_->prepared()}, Op::send);
   const auto prepare = [&] {
     if (parts.size() == 1) {
       return ring_->send(channel.fd, parts[0].iov_base, parts[0].iov_len, user_data);
@@ -545,12 +616,12 @@ void IoUringBackend::finish_sends() noexcept {
 
 IoResult IoUringBackend::wait(std::int64_t timeout_ns) {
   if (ring_ == nullptr) {
-    return EpollBackend::wait(again_.empty() && !set_ready_ ? timeout_ns : 0);
+    return EpollBackend::wait(only_looks_ ? 0 : timeout_ns);
   }
   woken_ = false;
   ++polls_;
   arm_own_polls();
-  if (!again_.empty() || !sends_.empty() || !unsent_.empty() || set_ready_) {
+  if (only_looks_) {
     timeout_ns = 0;
   }
   if (sends_out_ != 0 && !ring_->sends_report_failure_only()) {
@@ -599,32 +670,37 @@ void IoUringBackend::leave_set() noexcept {
 
 IoResult IoUringBackend::wait_in_set(std::int64_t timeout_ns) {
   // What came before gave its notice before, or none.
-  waiting_ = true;
   const IoResult result = EpollBackend::wait(ring_->has_news() ? 0 : timeout_ns);
-  waiting_ = false;
   if (ring_->has_news()) {
-    (void)ring_->submit();
+    note_outcome(ring_->submit());
   }
   return result;
+}
+
+// Sends are settled first; the next collect() goes on with another ring, or with epoll.
+void IoUringBackend::note_outcome(const IoResult& result) noexcept {
+  if (result.ok() || result.error == EINTR) {
+    return;
+  }
+  if (result.error == EEXIST) {
+    replace_ = true;
+  } else {
+    refused_ = true;
+  }
 }
 
 IoResult IoUringBackend::wait_in_ring(std::int64_t timeout_ns) noexcept {
   IoResult result = IoResult::success(0);
   if (timeout_ns != 0) {
-    waiting_ = true;
     // A send that fails or falls short reports, and so ends the wait; its rest is sent at once.
     result = ring_->submit_and_wait(1, timeout_ns);
-    waiting_ = false;
   } else if (ring_->unsubmitted() != 0 || ring_->has_news()) {
     result = ring_->submit();
   }
   // What the kernel left in the queue would be read after its memory is gone.
   submit_all();
-  if (!result.ok() && result.error != EINTR) {
-    refused_ = true;  // Sends are settled first; the next collect() goes on with epoll.
-    return IoResult::success(0);
-  }
-  return result;
+  note_outcome(result);
+  return result.error == EINTR ? result : IoResult::success(0);
 }
 
 void IoUringBackend::count_set_reports() noexcept {
@@ -636,7 +712,7 @@ void IoUringBackend::count_set_reports() noexcept {
 }
 
 void IoUringBackend::collect(ReadyQueue& ready) {
-  if (refused_ && ring_ != nullptr) {
+  if ((refused_ || replace_) && ring_ != nullptr) {
     move_to_this_thread();
   }
   if (ring_ != nullptr) {
@@ -692,8 +768,11 @@ void IoUringBackend::take(const os::RingCompletion& completion) noexcept {
       set_ready_ = true;
       return;
     case Op::send: {
-      OutgoingSend& send = outgoing_[channel_of(completion.user_data).slot];
-      send.result = completion.result;
+      const ChannelId which = channel_of(completion.user_data);
+      // One that is behind others which found the queue full may be of an earlier poll.
+      if (which.slot < sends_out_ && outgoing_[which.slot].number == which.generation) {
+        outgoing_[which.slot].result = completion.result;
+      }
       return;
     }
     case Op::cancel:  // What was cancelled reports for itself.
@@ -871,7 +950,7 @@ void IoUringBackend::receive(Channel& channel) {
     receive_pending(channel);
   } else if (line == nullptr || ring_ == nullptr) {
     EpollBackend::receive(channel);
-  } else if (line->by_poll && (line->armed & bit(Op::receive)) == 0) {
+  } else if ((line->armed & bit(Op::receive)) == 0) {
     receive_by_call(channel);
   }
 }

@@ -6,7 +6,6 @@
 #include <memory>
 #include <optional>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "core/backend/epoll_backend.h"
@@ -37,7 +36,10 @@ class IoUringBackend final : public EpollBackend {
                                                             os::IoRing::Refusal& refusal);
   ~IoUringBackend() override;
 
-  [[nodiscard]] const char* name() const noexcept override { return "io_uring"; }
+  // "epoll" where the kernel has come to refuse the ring.
+  [[nodiscard]] const char* name() const noexcept override {
+    return fell_back_ ? EpollBackend::name() : "io_uring";
+  }
   [[nodiscard]] IoResult send(Channel& channel, std::span<const iovec> parts) noexcept override;
   [[nodiscard]] IoResult wait(std::int64_t timeout_ns) override;
   void collect(ReadyQueue& ready) override;
@@ -97,9 +99,11 @@ class IoUringBackend final : public EpollBackend {
   [[nodiscard]] bool is_mine(const Channel& channel) const noexcept {
     return ring_ != nullptr && channel.kind != Channel::Kind::readiness;
   }
-  [[nodiscard]] bool on_own_thread() const noexcept {
-    return thread_ == std::this_thread::get_id();
-  }
+  [[nodiscard]] bool on_own_thread() const noexcept { return thread_ == this_thread(); }
+  // A number that no other thread of the process has, or will have when this one has ended.
+  [[nodiscard]] static std::uint64_t this_thread() noexcept;
+  // Whether the ring may be given operations now: its thread asks, and does not wait.
+  [[nodiscard]] bool may_submit() const noexcept { return on_own_thread() && !blocking_; }
   [[nodiscard]] Line* line_of(const Channel& channel) noexcept;
   [[nodiscard]] Line& make_line(const Channel& channel);
   void mark_dirty(Channel& channel) noexcept;
@@ -111,6 +115,9 @@ class IoUringBackend final : public EpollBackend {
   void cancel(Line& line, Op op) noexcept;
   void cancel_all(Line& line) noexcept;
   void orphan(const Line& line) noexcept;
+  void cancel_orphans() noexcept;
+  // The kernel took nothing for this channel: the next poll tries again, and does not wait.
+  void retry(ChannelId id) noexcept;
   void submit_all() noexcept;
   void arm_own_polls() noexcept;
   // Where to wait: true for the set. Has the ring give notice to the set, and ends that.
@@ -120,6 +127,7 @@ class IoUringBackend final : public EpollBackend {
   [[nodiscard]] IoResult wait_in_set(std::int64_t timeout_ns);
   [[nodiscard]] IoResult wait_in_ring(std::int64_t timeout_ns) noexcept;
   void count_set_reports() noexcept;
+  void prepare_changes() noexcept;
   void prepare_sends() noexcept;
   // What did not go out with a poll: the next collect() has it sent.
   void send_at_collect(ChannelId id) noexcept;
@@ -138,15 +146,19 @@ class IoUringBackend final : public EpollBackend {
   void receive_pending(Channel& channel);
   void look_again(Channel& channel) noexcept;
 
+  // What became of a call that was to submit or to wait.
+  void note_outcome(const IoResult& result) noexcept;
+  void end_what_is_under_way() noexcept;
   void leave_ring() noexcept;
   void enter_ring() noexcept;
   void move_to_this_thread() noexcept;
 
   const int wakeup_fd_;
   std::unique_ptr<os::IoRing> ring_;
-  std::thread::id thread_ = std::this_thread::get_id();
+  std::uint64_t thread_ = this_thread();
   std::vector<Line> lines_;
   std::vector<ChannelId> ring_dirty_;
+  std::vector<ChannelId> retries_;
   // Channels with something pending that no completion will announce.
   std::vector<ChannelId> again_;
   // Operations that another thread left behind while this one waited: to be cancelled.
@@ -158,7 +170,9 @@ class IoUringBackend final : public EpollBackend {
   std::size_t under_way_ = 0;  // Operations that have not reported their end.
   bool receives_from_the_start_ = false;
   bool refused_ = false;  // The kernel takes no calls of a ring any more: a filter came later.
-  bool waiting_ = false;
+  bool replace_ = false;  // It takes none of this ring's: it knows another thread as its owner.
+  bool fell_back_ = false;
+  bool only_looks_ = false;  // The next wait: there is something to do that no event announces.
   bool wake_armed_ = false;
   bool set_armed_ = false;
   bool set_ready_ = false;

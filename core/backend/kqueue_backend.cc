@@ -125,7 +125,10 @@ int KqueueBackend::remove_now(const Channel& channel) noexcept {
 }
 
 IoResult KqueueBackend::wait(std::int64_t timeout_ns) {
-  event_count_ = 0;
+  if (event_count_ != 0) {
+    // collect() had no memory; the end of a process is told once.
+    return IoResult::success(static_cast<std::int64_t>(event_count_));
+  }
   woken_ = false;
   const IoResult result = os::kqueue_wait(queue_.get(), events_, limit_by_refusals(timeout_ns));
   ++polls_;

@@ -280,6 +280,9 @@ IoResult IoRing::submit_and_wait(unsigned count, std::int64_t timeout_ns) noexce
   const std::int64_t started_ns = submits ? monotonic_now_ns() : 0;
   const int value =
       io_uring_submit_and_wait_timeout(&impl_->ring, &first, count, &timeout, nullptr);
+  if (value < 0 && value != -ETIME && value != -EINTR) {
+    return result_of(value);
+  }
   // A call that submitted says how many, whatever ended its wait. Too early it was a signal.
   if (submits && ready() < count && monotonic_now_ns() - started_ns < timeout_ns) {
     return IoResult::failure(EINTR);

@@ -20,9 +20,11 @@ Wakeup::Wakeup() {
   reading_.reset(static_cast<int>(result.value));
 }
 
-void Wakeup::signal() noexcept {
+void Wakeup::signal() noexcept { signal(reading_.get()); }
+
+void Wakeup::signal(int eventfd) noexcept {
   const std::uint64_t one = 1;
-  (void)retry_on_interrupt([&] { return ::write(reading_.get(), &one, sizeof(one)); });
+  (void)retry_on_interrupt([&] { return ::write(eventfd, &one, sizeof(one)); });
 }
 
 void Wakeup::drain() noexcept {

@@ -16,6 +16,10 @@ class Wakeup {
   [[nodiscard]] int fd() const noexcept { return reading_.get(); }
   // The only error there is here is that it is full, and then the reader is awake already.
   void signal() noexcept;
+#if CPPLOOP_HAVE_EVENTFD
+  // The same for who knows its number alone.
+  static void signal(int eventfd) noexcept;
+#endif
   // Takes back all signals so far.
   void drain() noexcept;
   void close() noexcept;

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 else:
     _AsyncioTransport = unix_events._UnixSubprocessTransport
 
+_SECONDS_BETWEEN_LOOKS = 0.05
+
 # What asyncio reports when somebody else's wait() took the status.
 _STATUS_UNKNOWN = 255
 
@@ -135,21 +137,22 @@ class _UnixSubprocessTransport(_AsyncioTransport):
         number = self._pidfd = _open_pidfd(self._proc.pid)
         if self._pidfd < 0:
             watch, number = self._loop._watch_process, self._proc.pid
+            self._watched_by_number = True
         try:
             # asyncio's thread has an empty context to report from, and without process descriptors
             # every asyncio has a thread.
-            if _ASYNCIO_WAITS_IN_THREADS or self._pidfd < 0:
+            if _ASYNCIO_WAITS_IN_THREADS or self._watched_by_number:
                 contextvars.Context().run(watch, number, self._ended)
             else:
                 watch(number, self._ended)
         except OSError:
+            self._watched_by_number = False
             self._close_pidfd()
             self._watch_in_thread()
         except BaseException:
-            self._close_pidfd()
+            self._stop_watching()
             raise
         else:
-            self._watched_by_number = self._pidfd < 0
             self._loop._children.add(self)
 
     def _watch_in_thread(self) -> None:
@@ -163,10 +166,22 @@ class _UnixSubprocessTransport(_AsyncioTransport):
             # Woken for nothing; or told by a kqueue, which tells once, before there was a status.
             if self._watched_by_number:
                 self._stop_watching()
-                self._watch_in_thread()
+                try:
+                    self._watch_in_thread()
+                except RuntimeError:
+                    # No thread to be had.
+                    self._loop.call_later(_SECONDS_BETWEEN_LOOKS, self._look)
             return
         self._stop_watching()
         self._loop._child_watcher_callback(self._pid, returncode, self)
+
+    def _look(self) -> None:
+        """Ask for the status until there is one: nobody tells of the end any more."""
+        returncode = self._reap(self._loop)
+        if returncode is None:
+            self._loop.call_later(_SECONDS_BETWEEN_LOOKS, self._look)
+        else:
+            self._loop._child_watcher_callback(self._pid, returncode, self)
 
     def _stop_watching(self) -> None:
         if self._pidfd >= 0:

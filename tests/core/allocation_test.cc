@@ -85,6 +85,42 @@ TEST(AllocationTest, AnEngineThatCannotBeMadeLeavesNothing) {
   EXPECT_GT(count, 2);
 }
 
+// The kernel tells of an edge once.
+TEST(AllocationTest, WhatAWaitFoundIsThereWhenItCouldNotBeQueued) {
+  class Reader final : public ReadinessSink {
+   public:
+    void hold() noexcept override {}
+    void release() noexcept override {}
+    void on_readable() override { ++readable; }
+    void on_writable() override {}
+    int readable = 0;
+  };
+  TestHost host;
+  Engine engine(host);
+  Backend& backend = engine.backend();
+  const SocketPair pair = socket_pair();
+  Reader reader;
+  Channel channel;
+  backend.attach(channel, pair.near_end.get(), Channel::Kind::readiness, &reader);
+  ASSERT_EQ(backend.watch_after_read(channel), 0);
+  ASSERT_EQ(::send(pair.far_end.get(), "x", 1, MSG_NOSIGNAL), 1);
+  backend.apply_changes();
+  ASSERT_TRUE(backend.wait(-1).ok());
+  ReadyQueue ready;
+  g_until_failure = 0;
+  EXPECT_THROW(backend.collect(ready), std::bad_alloc);
+  g_until_failure = -1;
+  backend.apply_changes();
+  ASSERT_TRUE(backend.wait(-1).ok());
+  backend.collect(ready);
+  ASSERT_EQ(ready.size(), 1U);
+  const ReadyEntry entry = ready.pop();
+  backend.dispatch(entry.channel, entry.io_events);
+  EXPECT_EQ(reader.readable, 1);
+  backend.detach(channel);
+  engine.close();
+}
+
 TEST(AllocationTest, APostThatFailsIsNotQueued) {
   with_each_allocation_failing([](long) {
     const long armed = std::exchange(g_until_failure, -1);

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <csignal>
 #include <string>
 #include <thread>
@@ -436,6 +437,73 @@ TEST_F(IoUringBackendTest, RingFollowsTheLoopToAnotherThread) {
     turn(kAWhileNs);
   }
   EXPECT_EQ(sink_.text, "for the other thread, and back");
+}
+
+// To the kernel they are two threads, although the second one is given the identifier of the first.
+TEST_F(IoUringBackendTest, RingFollowsTheLoopThroughThreadsThatEnd) {
+  become_the_rings();
+  std::string expected;
+  for (const std::string text : {"one", "two", "three"}) {
+    far_sends(text);
+    expected += text;
+    std::thread([&] {
+      for (int i = 0; i < 5 && sink_.text.size() < expected.size(); ++i) {
+        turn(kAWhileNs);
+      }
+    }).join();
+    EXPECT_EQ(sink_.text, expected);
+    EXPECT_STREQ(backend_->name(), "io_uring");
+    EXPECT_FALSE(backend_->reads_by_poll(channel_));
+  }
+}
+
+// As close() of a server in another thread does it, which has the lock that the wait has given up.
+TEST_F(IoUringBackendTest, DetachingInAnotherThreadEndsTheWait) {
+  become_the_rings();
+  backend_->apply_changes();
+  {
+    const Backend::Blocking blocking(*backend_);
+    std::thread other([&] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+      backend_->detach(channel_);
+      near_.reset();
+    });
+    EXPECT_TRUE(backend_->wait(-1).ok());
+    other.join();
+  }
+  backend_->settle_sends();
+  backend_->collect(ready_);
+  EXPECT_TRUE(backend_->woken());
+  EXPECT_TRUE(ready_.empty());
+  inbox_.acknowledge();
+  turn();
+  char byte = 0;
+  ASSERT_EQ(::fcntl(far_.get(), F_SETFL, 0), 0);
+  EXPECT_EQ(::recv(far_.get(), &byte, 1, 0), 0) << "the peer sees that it was closed";
+  EXPECT_STREQ(backend_->name(), "io_uring");
+}
+
+// The wait is over and its thread has not got the lock back: the sends that went out with it are
+// settled by it, not by who moves the ring.
+TEST_F(IoUringBackendTest, DetachingInAnotherThreadLeavesSendsUnderWayAlone) {
+  testing::SocketPair pair = testing::socket_pair();
+  Bytes other_sink;
+  Channel other;
+  backend_->attach(other, pair.near_end.get(), Channel::Kind::stream, &other_sink);
+  backend_->start_receive(other);
+  turn();
+  const std::string bytes = "once";
+  sink_.to_send = {part(bytes)};
+  backend_->send_with_poll(channel_);
+  backend_->apply_changes();
+  {
+    const Backend::Blocking blocking(*backend_);
+    EXPECT_TRUE(backend_->wait(1'000'000).ok());
+    std::thread([&] { backend_->detach(other); }).join();
+  }
+  backend_->settle_sends();
+  EXPECT_EQ(sink_.sent, (std::vector<std::int64_t>{4}));
+  EXPECT_EQ(far_gets(), "once");
 }
 
 TEST_F(IoUringBackendTest, AnotherThreadMayDetachAndClose) {
