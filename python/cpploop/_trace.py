@@ -15,8 +15,12 @@ if TYPE_CHECKING:
 
     from ._loop import Loop
 
-# About 15 MB of JSON.
+# 20 to 40 MB of JSON: every turn is drawn too, and a task's step in two rows.
 DEFAULT_LIMIT = 100_000
+
+# The limit bounds how many events there are, and this how long each is: a program's names are as
+# long as it likes. Characters of a task's name, and of a function's.
+_NAME_LIMIT = 200
 
 _LOOP_ROW = 1
 _FIRST_TASK_ROW = 100
@@ -98,16 +102,24 @@ def _name_of(what: Any) -> str:
     """How a handle, a transport or a listener is called in the trace."""
     if not isinstance(what, asyncio.Handle):
         fd = getattr(what, "_sock_fd", None)
-        return type(what).__name__ if fd is None else f"{type(what).__name__} fd={fd}"
+        name = _cut(type(what).__name__)
+        return name if fd is None else f"{name} fd={fd}"
     callback: Any = what._callback  # type: ignore[attr-defined]
     while isinstance(callback, functools.partial):
         callback = callback.func
     owner = getattr(callback, "__self__", None)
     if isinstance(owner, asyncio.Task):
-        coroutine: Any = owner.get_coro()
-        return f"{owner.get_name()}: {getattr(coroutine, '__qualname__', type(coroutine).__name__)}"
-    name = getattr(callback, "__qualname__", None)
-    return str(name) if name is not None else type(callback).__name__
+        return f"{_cut(owner.get_name())}: {_name_of_function(owner.get_coro())}"
+    return _name_of_function(callback)
+
+
+def _name_of_function(what: Any) -> str:
+    name = getattr(what, "__qualname__", None)
+    return _cut(type(what).__name__ if name is None else str(name))
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= _NAME_LIMIT else name[: _NAME_LIMIT - 1] + "…"
 
 
 _Event = tuple[str, str | None, int, int, int]

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,31 @@ def test_is_bounded(loop: Any, tmp_path: Path) -> None:
     trace = json.loads(path.read_text())
     assert trace["otherData"] == {"events left out": 41}
     assert len(slices(path)["callback"]) == 10
+
+
+def test_names_are_cut(loop: Any, tmp_path: Path) -> None:
+    """The limit would bound neither the file nor the memory otherwise."""
+    path = tmp_path / "trace.json"
+
+    async def worker() -> None:
+        await asyncio.sleep(0)
+
+    async def main() -> None:
+        for number in range(10):
+            await asyncio.create_task(worker(), name=f"{number} " + "x" * 1_000_000)
+
+    tracemalloc.start()
+    try:
+        with cpploop.trace(path, loop, limit=10):
+            loop.run_until_complete(main())
+            held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 1_000_000
+    assert path.stat().st_size < 20_000
+    names = [event["name"] for event in slices(path)["callback"]]
+    assert f"0 {'x' * 197}…: {worker.__qualname__}" in names
+    assert max(map(len, names)) < 420
 
 
 def test_names(loop: Any, tmp_path: Path) -> None:
