@@ -6,6 +6,7 @@ import asyncio
 import functools
 import json
 import os
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -30,7 +31,7 @@ class Trace:
     """A trace under way; made by cpploop.trace(). Ends with stop(), with its block, or its loop."""
 
     def __init__(self, loop: Loop, path: Path, limit: int, *, overwrite: bool = True) -> None:
-        loop._trace_start(_name_of, limit)
+        loop._trace_start(_Names().name_of, limit)
         self._loop = loop
         self._path = path
         self._overwrite = overwrite
@@ -98,19 +99,56 @@ def trace_from_environment(loop: Loop) -> None:
         Trace(loop, Path(path), DEFAULT_LIMIT, overwrite=False)
 
 
-def _name_of(what: Any) -> str:
-    """How a handle, a transport or a listener is called in the trace."""
-    if not isinstance(what, asyncio.Handle):
-        fd = getattr(what, "_sock_fd", None)
-        name = _cut(type(what).__name__)
-        return name if fd is None else f"{name} fd={fd}"
-    callback: Any = what._callback  # type: ignore[attr-defined]
-    while isinstance(callback, functools.partial):
-        callback = callback.func
-    owner = getattr(callback, "__self__", None)
-    if isinstance(owner, asyncio.Task):
-        return f"{_cut(owner.get_name())}: {_name_of_function(owner.get_coro())}"
-    return _name_of_function(callback)
+class _Step(str):
+    """How the loop's row calls a step of a task, with what the task's own row needs."""
+
+    __slots__ = ("coroutine", "row", "task")
+
+    coroutine: str
+    row: int
+    task: str
+
+
+class _Names:
+    """How handles, transports and listeners are called in one trace."""
+
+    def __init__(self) -> None:
+        # By task, not by name, for names need not differ. One object serves all the steps of a
+        # task, and none keeps it alive.
+        self._steps: weakref.WeakKeyDictionary[asyncio.Task[Any], _Step] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._next_row = _FIRST_TASK_ROW
+
+    def name_of(self, what: Any) -> str:
+        if not isinstance(what, asyncio.Handle):
+            fd = getattr(what, "_sock_fd", None)
+            name = _cut(type(what).__name__)
+            return name if fd is None else f"{name} fd={fd}"
+        callback: Any = what._callback  # type: ignore[attr-defined]
+        while isinstance(callback, functools.partial):
+            callback = callback.func
+        owner = getattr(callback, "__self__", None)
+        if isinstance(owner, asyncio.Task):
+            return self._step_of(owner)
+        return _name_of_function(callback)
+
+    def _step_of(self, task: asyncio.Task[Any]) -> _Step:
+        name = _cut(task.get_name())
+        known = self._steps.get(task)
+        if known is not None and known.task == name:
+            return known
+        coroutine = _name_of_function(task.get_coro())
+        step = _Step(f"{name}: {coroutine}")
+        step.task = name
+        step.coroutine = coroutine
+        if known is not None:
+            step.row = known.row
+        else:
+            step.row = self._next_row
+            self._next_row += 1
+        self._steps[task] = step
+        return step
 
 
 def _name_of_function(what: Any) -> str:
@@ -166,15 +204,15 @@ def _slices(events: list[_Event]) -> Iterator[dict[str, object]]:
     yield _row_name(_LOOP_ROW, "loop")
     for turn, from_ns, to_ns in _turns(events):
         yield _slice(f"turn {turn}", "turn", _LOOP_ROW, from_ns, to_ns)
-    rows: dict[str, int] = {}
+    names: dict[int, str] = {}
     for kind, name, from_ns, to_ns, _ in events:
         yield _slice(name or kind, kind, _LOOP_ROW, from_ns, to_ns)
-        task, separator, coroutine = (name or "").partition(": ")
-        if kind == "callback" and separator:
-            if task not in rows:
-                rows[task] = _FIRST_TASK_ROW + len(rows)
-                yield _row_name(rows[task], task)
-            yield _slice(coroutine, "task", rows[task], from_ns, to_ns)
+        if isinstance(name, _Step):
+            yield _slice(name.coroutine, "task", name.row, from_ns, to_ns)
+            # Its last name: many a task gives itself one in its first step.
+            names[name.row] = name.task
+    for row, name in names.items():
+        yield _row_name(row, name)
 
 
 def _write(file: TextIO, events: list[_Event], left_out: int) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import gc
 import json
 import os
 import subprocess
 import sys
 import time
 import tracemalloc
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -95,6 +97,66 @@ def test_io_is_named_by_its_transport(loop: Any, tmp_path: Path) -> None:
     loop.run_until_complete(main())
     (event,) = slices(path)["io"]
     assert event["name"].startswith("StreamTransport fd=")
+
+
+def rows(path: Path) -> list[tuple[str, list[str]]]:
+    """The name of each task's row, and the slices in it."""
+    events = json.loads(path.read_text())["traceEvents"]
+    names = {event["tid"]: event["args"]["name"] for event in events if event["ph"] == "M"}
+    found = collections.defaultdict(list)
+    for event in events:
+        if event.get("cat") == "task":
+            found[event["tid"]].append(event["name"])
+    return [(names[row], found[row]) for row in sorted(found)]
+
+
+def test_rows_of_tasks(loop: Any, tmp_path: Path) -> None:
+    """One for each task, whatever its name is, and none for a function with such a name."""
+    path = tmp_path / "trace.json"
+
+    def plain() -> None: ...
+
+    plain.__qualname__ = "no task: at all"
+
+    async def worker() -> None:
+        await asyncio.sleep(0)
+
+    async def self_named() -> None:
+        asyncio.current_task().set_name("renamed")
+        await asyncio.sleep(0)
+
+    async def main() -> None:
+        with cpploop.trace(path):
+            loop.call_soon(plain)
+            for name in ("db: pool: worker", "twin", "twin"):
+                # Each is gone before the next: its place in memory is free for that one.
+                await asyncio.create_task(worker(), name=name)
+            await asyncio.create_task(self_named(), name="unnamed")
+
+    task = loop.create_task(main(), name="main")
+    loop.run_until_complete(task)
+    steps = [worker.__qualname__] * 2
+    assert [row for row in rows(path) if row[0] != "main"] == [
+        ("db: pool: worker", steps),
+        ("twin", steps),
+        ("twin", steps),
+        ("renamed", [self_named.__qualname__] * 2),
+    ]
+    names = [event["name"] for event in slices(path)["callback"]]
+    assert "no task: at all" in names
+    assert names.count(f"db: pool: worker: {worker.__qualname__}") == 2
+
+
+def test_keeps_no_task_alive(loop: Any, tmp_path: Path) -> None:
+    async def main() -> weakref.ref[Any]:
+        task = asyncio.create_task(asyncio.sleep(0))
+        await task
+        return weakref.ref(task)
+
+    with cpploop.trace(tmp_path / "trace.json", loop):
+        gone = loop.run_until_complete(main())
+        gc.collect()
+        assert gone() is None
 
 
 def test_is_bounded(loop: Any, tmp_path: Path) -> None:
