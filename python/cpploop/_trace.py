@@ -9,7 +9,7 @@ import os
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 if TYPE_CHECKING:
     from typing import Self
@@ -57,13 +57,13 @@ class Trace:
         self.stop()
 
     def _open(self) -> TextIO:
-        if self._overwrite:
-            return self._path.open("w")
+        mode: Literal["w", "x"] = "w" if self._overwrite else "x"
         number = 1
         path = self._path
         while True:
             try:
-                return path.open("x")
+                # Half a surrogate pair in a name is no text, and no reason to lose the trace.
+                return path.open(mode, encoding="utf-8", errors="replace")
             except FileExistsError:
                 number += 1
                 path = self._path.with_name(f"{self._path.stem}.{number}{self._path.suffix}")
@@ -223,6 +223,7 @@ def _write(file: TextIO, events: list[_Event], left_out: int) -> None:
     separator = ""
     for entry in _slices(events):
         file.write(separator)
-        file.write(json.dumps(entry))
+        # Perfetto ends its import at the escape of a surrogate pair, which ASCII would need.
+        file.write(json.dumps(entry, ensure_ascii=False))
         separator = ",\n"
     file.write("\n]}\n")

@@ -7,6 +7,7 @@ import collections
 import gc
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -269,6 +270,127 @@ def test_ends_with_its_loop(tmp_path: Path) -> None:
     path.unlink()
     trace.stop()
     assert not path.exists()
+
+
+class Perfetto:
+    """What the JSON importer of Perfetto's trace processor takes from a file, and asks of it.
+
+    Whatever it would refuse or drop fails here: src/trace_processor/importers/json and
+    importers/common/slice_tracker.cc in Perfetto's sources.
+    """
+
+    def __init__(self, path: Path) -> None:
+        text = path.read_bytes().decode("utf-8")
+        # Its parser ends at half a surrogate pair, and so does the import.
+        assert not re.search(r"\\u[dD][89a-fA-F]", text)
+        trace = json.loads(text, parse_constant=self.not_json)
+        self.events = trace if isinstance(trace, list) else trace["traceEvents"]
+        self.slices: dict[tuple[int, int], list[tuple[int, int]]] = collections.defaultdict(list)
+        for event in self.events:
+            for member in ("pid", "tid"):
+                assert type(event[member]) is int and 0 < event[member] < 1 << 32
+            take = {"X": self.complete, "M": self.metadata, "C": self.counter}[event["ph"]]
+            take(event)
+        for row in self.slices.values():
+            self.nest(row)
+
+    @staticmethod
+    def not_json(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    @staticmethod
+    def nanoseconds(microseconds: float) -> int:
+        assert type(microseconds) in (int, float)
+        return round(microseconds * 1000)
+
+    def complete(self, event: dict[str, Any]) -> None:
+        begin, duration = self.nanoseconds(event["ts"]), self.nanoseconds(event["dur"])
+        assert begin >= 0 and duration >= 0
+        assert type(event["name"]) is str and event["name"]
+        assert type(event["cat"]) is str and event["cat"]
+        self.slices[event["pid"], event["tid"]].append((begin, begin + duration))
+
+    def metadata(self, event: dict[str, Any]) -> None:
+        assert event["name"] in ("thread_name", "process_name")
+        assert type(event["args"]["name"]) is str and event["args"]["name"]
+
+    def counter(self, event: dict[str, Any]) -> None:
+        self.nanoseconds(event["ts"])
+        assert event["args"]
+        for value in event["args"].values():
+            assert type(value) in (int, float)
+
+    @staticmethod
+    def nest(row: list[tuple[int, int]]) -> None:
+        """A slice that begins in another and ends after it would be dropped."""
+        open_until: list[int] = []
+        # Sorted by its beginning as it is there: what begins together stays in the file's order.
+        for begin, end in sorted(row, key=lambda one: one[0]):
+            while open_until and open_until[-1] <= begin:
+                open_until.pop()
+            assert not open_until or end <= open_until[-1]
+            open_until.append(end)
+
+
+def test_perfetto_takes_every_event(loop: Any, tmp_path: Path, certs: support.Certificates) -> None:
+    """Everything that the loop records: tasks, timers, readers, connections, TLS, threads."""
+    path = tmp_path / "trace.json"
+
+    class Echo(asyncio.Protocol):
+        def connection_made(self, transport: Any) -> None:
+            self.transport = transport
+
+        def data_received(self, data: bytes) -> None:
+            self.transport.write(data)
+
+    async def talk(port: int, **options: Any) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, **options)
+        for _ in range(20):
+            writer.write(b"x" * 1000)
+            await reader.readexactly(1000)
+        writer.close()
+        await writer.wait_closed()
+
+    async def main() -> None:
+        plain = await loop.create_server(Echo, "127.0.0.1", 0)
+        tls = await loop.create_server(Echo, "127.0.0.1", 0, ssl=certs.server_context())
+        first, second = support.unix_pair()
+        loop.add_reader(first, lambda: first.recv(100))
+        second.send(b"x")
+        secure = {"ssl": certs.client_context(), "server_hostname": "localhost"}
+        await asyncio.gather(
+            talk(plain.sockets[0].getsockname()[1]),
+            talk(tls.sockets[0].getsockname()[1], **secure),
+            asyncio.to_thread(time.sleep, 0.01),
+            *(napper(0.001) for _ in range(10)),
+        )
+        loop.remove_reader(first)
+        for one in (plain, tls, first, second):
+            one.close()
+        await loop.shutdown_default_executor()
+
+    with cpploop.trace(path, loop):
+        loop.run_until_complete(main())
+    seen = Perfetto(path)
+    assert {event["ph"] for event in seen.events} == {"X", "M"}
+    assert {event.get("cat") for event in seen.events} == {
+        *("callback", "task", "poll", "turn", "io", None)
+    }
+    named = {event["tid"] for event in seen.events if event["ph"] == "M"}
+    assert {row for _, row in seen.slices} == named
+
+
+@pytest.mark.parametrize("name", ["\N{SNAKE} ünïcode", "half \ud83d", '\\"\n\0'], ids=ascii)
+def test_perfetto_takes_every_name(loop: Any, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "trace.json"
+
+    async def main() -> None:
+        await asyncio.create_task(asyncio.sleep(0), name=name)
+
+    with cpploop.trace(path, loop):
+        loop.run_until_complete(main())
+    shown = name.encode("utf-8", "replace").decode()
+    assert f"{shown}: sleep" in {event["name"] for event in Perfetto(path).events}
 
 
 def test_what_cannot_be_traced(loop: Any, tmp_path: Path) -> None:
