@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import logging
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
+import contract
 import pytest
 import support
+from support import Recorder
 
 cpploop = pytest.importorskip("cpploop")
 
@@ -117,6 +121,68 @@ def test_a_plain_callback_has_no_task(loop: Any) -> None:
     (slow,) = reports
     assert (slow.task_name, slow.coroutine) == (None, None)
     assert str(slow).startswith("a callback has blocked the loop for")
+
+
+@contextlib.asynccontextmanager
+async def armed(
+    culprit: str, function: Callable[..., None], certs: support.Certificates
+) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """What makes the running loop call FUNCTION, as the kind of callback that CULPRIT says."""
+    loop = asyncio.get_running_loop()
+    if culprit == "timer":
+
+        async def fire() -> None:
+            loop.call_later(0.01, function)
+
+        yield fire
+    elif culprit == "reader":
+        first, second = support.unix_pair()
+        with first, second:
+            loop.add_reader(first, lambda: function(first.recv(1)))
+            yield functools.partial(support.send_all, second, b"x")
+            loop.remove_reader(first)
+    else:
+        receiver = Recorder(on={"data_received": function})
+        async with contract.opened(culprit.partition("-")[0], receiver, certs) as (_, peer):
+            yield functools.partial(peer.send, b"x")
+
+
+# Over TLS once for each way of doing it.
+TLS = [name.replace("cpploop", "tls") for name in support.tls_loops() if name != "asyncio"]
+
+
+@pytest.mark.parametrize("culprit", ["timer", "reader", "tcp", "read pipe", *TLS])
+def test_a_culprit_outside_tasks(
+    loop: Any, culprit: str, certs: support.Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, tier = culprit.partition("-")
+    if tier:
+        monkeypatch.setenv("CPPLOOP_TLS", tier)
+    reports: list[Any] = []
+    reported, returned = threading.Event(), threading.Event()
+
+    def report(slow: Any) -> None:
+        reports.append(slow)
+        reported.set()
+
+    def the_culprit(*_: object) -> None:
+        assert reported.wait(20)
+        # Time for a second report, which must not come.
+        time.sleep(2 * THRESHOLD)
+        returned.set()
+
+    async def main() -> None:
+        async with armed(culprit, the_culprit, certs) as fire:
+            with loop.watch_slow_callbacks(THRESHOLD, report):
+                await fire()
+                await support.eventually(returned.is_set, 30)
+
+    loop.run_until_complete(main())
+    (slow,) = reports
+    assert (slow.task_name, slow.coroutine) == (None, None)
+    names = [frame.name for frame in slow.stack]
+    assert "the_culprit" in names
+    assert ("data_received" in names) == (culprit not in ("timer", "reader"))
 
 
 def test_is_logged_by_default(loop: Any, caplog: pytest.LogCaptureFixture) -> None:
