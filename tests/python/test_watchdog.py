@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import functools
 import logging
 import subprocess
@@ -228,6 +229,61 @@ def test_ends_with_its_loop_and_when_stopped(loop: Any) -> None:
     while support.new_threads(before) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not support.new_threads(before)
+
+
+@pytest.fixture
+def dump_timer(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
+    """After how many seconds the stacks would be dumped, each time that is said; None: never."""
+    said: list[float | None] = [None]
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", said.append)
+    monkeypatch.setattr(faulthandler, "cancel_dump_traceback_later", lambda: said.append(None))
+    return said
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_dumps_nothing_while_it_reports(loop: Any, dump_timer: list[float | None]) -> None:
+    reported = threading.Event()
+    during: list[float | None] = []
+
+    def report(slow: Any) -> None:
+        time.sleep(3 * THRESHOLD)
+        during.append(dump_timer[-1])
+        reported.set()
+
+    async def block() -> None:
+        assert reported.wait(20)
+        # The callback is watched on: it may take the lock yet.
+        wait_until(lambda: dump_timer[-1] == 2 * THRESHOLD)
+
+    with loop.watch_slow_callbacks(THRESHOLD, report, dump=True):
+        loop.run_until_complete(block())
+    assert during == [None]
+    assert dump_timer[-1] is None
+
+
+def test_dumps_an_idle_loop_only_when_it_is_very_late(
+    loop: Any, dump_timer: list[float | None]
+) -> None:
+    """A thread that a busy machine runs late must not have a loop that waits dumped."""
+    done = loop.create_future()
+
+    def end() -> None:
+        wait_until(lambda: len(dump_timer) > 8)
+        loop.call_soon_threadsafe(done.set_result, None)
+
+    ending = threading.Thread(target=end)
+    with loop.watch_slow_callbacks(THRESHOLD, dump=True):
+        ending.start()
+        loop.run_until_complete(done)
+    ending.join()
+    # Not the first, when the loop began to run.
+    assert min(said for said in dump_timer[3:7] if said) >= 2 * THRESHOLD + 0.5
 
 
 @pytest.mark.skipif(support.FREE_THREADED, reason="nobody can keep a lock that is not there")
