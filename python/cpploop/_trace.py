@@ -6,17 +6,22 @@ import asyncio
 import functools
 import json
 import os
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 if TYPE_CHECKING:
     from typing import Self
 
     from ._loop import Loop
 
-# About 15 MB of JSON.
+# 20 to 40 MB of JSON: every turn is drawn too, and a task's step in two rows.
 DEFAULT_LIMIT = 100_000
+
+# The limit bounds how many events there are, and this how long each is: a program's names are as
+# long as it likes. Characters of a task's name, and of a function's.
+_NAME_LIMIT = 200
 
 _LOOP_ROW = 1
 _FIRST_TASK_ROW = 100
@@ -26,7 +31,7 @@ class Trace:
     """A trace under way; made by cpploop.trace(). Ends with stop(), with its block, or its loop."""
 
     def __init__(self, loop: Loop, path: Path, limit: int, *, overwrite: bool = True) -> None:
-        loop._trace_start(_name_of, limit)
+        loop._trace_start(_Names().name_of, limit)
         self._loop = loop
         self._path = path
         self._overwrite = overwrite
@@ -52,13 +57,13 @@ class Trace:
         self.stop()
 
     def _open(self) -> TextIO:
-        if self._overwrite:
-            return self._path.open("w")
+        mode: Literal["w", "x"] = "w" if self._overwrite else "x"
         number = 1
         path = self._path
         while True:
             try:
-                return path.open("x")
+                # Half a surrogate pair in a name is no text, and no reason to lose the trace.
+                return path.open(mode, encoding="utf-8", errors="replace")
             except FileExistsError:
                 number += 1
                 path = self._path.with_name(f"{self._path.stem}.{number}{self._path.suffix}")
@@ -94,20 +99,65 @@ def trace_from_environment(loop: Loop) -> None:
         Trace(loop, Path(path), DEFAULT_LIMIT, overwrite=False)
 
 
-def _name_of(what: Any) -> str:
-    """How a handle, a transport or a listener is called in the trace."""
-    if not isinstance(what, asyncio.Handle):
-        fd = getattr(what, "_sock_fd", None)
-        return type(what).__name__ if fd is None else f"{type(what).__name__} fd={fd}"
-    callback: Any = what._callback  # type: ignore[attr-defined]
-    while isinstance(callback, functools.partial):
-        callback = callback.func
-    owner = getattr(callback, "__self__", None)
-    if isinstance(owner, asyncio.Task):
-        coroutine: Any = owner.get_coro()
-        return f"{owner.get_name()}: {getattr(coroutine, '__qualname__', type(coroutine).__name__)}"
-    name = getattr(callback, "__qualname__", None)
-    return str(name) if name is not None else type(callback).__name__
+class _Step(str):
+    """How the loop's row calls a step of a task, with what the task's own row needs."""
+
+    __slots__ = ("coroutine", "row", "task")
+
+    coroutine: str
+    row: int
+    task: str
+
+
+class _Names:
+    """How handles, transports and listeners are called in one trace."""
+
+    def __init__(self) -> None:
+        # By task, not by name, for names need not differ. One object serves all the steps of a
+        # task, and none keeps it alive.
+        self._steps: weakref.WeakKeyDictionary[asyncio.Task[Any], _Step] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._next_row = _FIRST_TASK_ROW
+
+    def name_of(self, what: Any) -> str:
+        if not isinstance(what, asyncio.Handle):
+            fd = getattr(what, "_sock_fd", None)
+            name = _cut(type(what).__name__)
+            return name if fd is None else f"{name} fd={fd}"
+        callback: Any = what._callback  # type: ignore[attr-defined]
+        while isinstance(callback, functools.partial):
+            callback = callback.func
+        owner = getattr(callback, "__self__", None)
+        if isinstance(owner, asyncio.Task):
+            return self._step_of(owner)
+        return _name_of_function(callback)
+
+    def _step_of(self, task: asyncio.Task[Any]) -> _Step:
+        name = _cut(task.get_name())
+        known = self._steps.get(task)
+        if known is not None and known.task == name:
+            return known
+        coroutine = _name_of_function(task.get_coro())
+        step = _Step(f"{name}: {coroutine}")
+        step.task = name
+        step.coroutine = coroutine
+        if known is not None:
+            step.row = known.row
+        else:
+            step.row = self._next_row
+            self._next_row += 1
+        self._steps[task] = step
+        return step
+
+
+def _name_of_function(what: Any) -> str:
+    name = getattr(what, "__qualname__", None)
+    return _cut(type(what).__name__ if name is None else str(name))
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= _NAME_LIMIT else name[: _NAME_LIMIT - 1] + "…"
 
 
 _Event = tuple[str, str | None, int, int, int]
@@ -154,15 +204,15 @@ def _slices(events: list[_Event]) -> Iterator[dict[str, object]]:
     yield _row_name(_LOOP_ROW, "loop")
     for turn, from_ns, to_ns in _turns(events):
         yield _slice(f"turn {turn}", "turn", _LOOP_ROW, from_ns, to_ns)
-    rows: dict[str, int] = {}
+    names: dict[int, str] = {}
     for kind, name, from_ns, to_ns, _ in events:
         yield _slice(name or kind, kind, _LOOP_ROW, from_ns, to_ns)
-        task, separator, coroutine = (name or "").partition(": ")
-        if kind == "callback" and separator:
-            if task not in rows:
-                rows[task] = _FIRST_TASK_ROW + len(rows)
-                yield _row_name(rows[task], task)
-            yield _slice(coroutine, "task", rows[task], from_ns, to_ns)
+        if isinstance(name, _Step):
+            yield _slice(name.coroutine, "task", name.row, from_ns, to_ns)
+            # Its last name: many a task gives itself one in its first step.
+            names[name.row] = name.task
+    for row, name in names.items():
+        yield _row_name(row, name)
 
 
 def _write(file: TextIO, events: list[_Event], left_out: int) -> None:
@@ -173,6 +223,7 @@ def _write(file: TextIO, events: list[_Event], left_out: int) -> None:
     separator = ""
     for entry in _slices(events):
         file.write(separator)
-        file.write(json.dumps(entry))
+        # Perfetto ends its import at the escape of a surrogate pair, which ASCII would need.
+        file.write(json.dumps(entry, ensure_ascii=False))
         separator = ",\n"
     file.write("\n]}\n")

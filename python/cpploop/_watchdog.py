@@ -28,6 +28,10 @@ logger = logging.getLogger("cpploop")
 # How often the loop is looked at while a callback may become too slow.
 _LOOKS_PER_THRESHOLD = 4
 
+# How many seconds late a busy machine may run the thread before an idle loop is taken for one that
+# keeps the lock.
+_LATENESS = 0.5
+
 
 @dataclass(frozen=True, slots=True)
 class SlowCallback:
@@ -90,19 +94,32 @@ class Watchdog:
         watched, since, reported = -1, 0.0, False
         try:
             while not self._stopped.wait(interval) and not self._loop.is_closed():
-                if self._dump:
-                    # While somebody keeps the interpreter's lock this thread cannot look; then the
-                    # dump comes, from a thread that needs no lock.
-                    faulthandler.dump_traceback_later(2 * self._threshold)
                 busy, callback = self._loop._progress()
                 now = time.monotonic()
                 if not busy or callback != watched:
                     watched, since, reported = callback, now, False
                 elif not reported and now - since >= self._threshold:
+                    # The report takes what time it likes: this thread looks no more meanwhile.
+                    self._disarm()
                     reported = self._look(now - since, callback)
+                self._arm(busy)
         finally:
-            if self._dump:
-                faulthandler.cancel_dump_traceback_later()
+            self._disarm()
+
+    def _arm(self, busy: bool) -> None:
+        """Have the stacks dumped unless there is another look in time.
+
+        While somebody keeps the interpreter's lock this thread cannot look; then the dump comes,
+        from a thread that needs no lock. An idle loop's timer runs, too, for a callback that takes
+        the lock takes it at once and leaves no look in which the loop is busy; but it has to
+        allow for this thread's being late for other reasons.
+        """
+        if self._dump:
+            faulthandler.dump_traceback_later(2 * self._threshold + (0 if busy else _LATENESS))
+
+    def _disarm(self) -> None:
+        if self._dump:
+            faulthandler.cancel_dump_traceback_later()
 
     def _look(self, seconds: float, callback: int) -> bool:
         """True once the callback was reported; it may have returned in the meantime."""

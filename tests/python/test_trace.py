@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import gc
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+import tracemalloc
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,6 +100,66 @@ def test_io_is_named_by_its_transport(loop: Any, tmp_path: Path) -> None:
     assert event["name"].startswith("StreamTransport fd=")
 
 
+def rows(path: Path) -> list[tuple[str, list[str]]]:
+    """The name of each task's row, and the slices in it."""
+    events = json.loads(path.read_text())["traceEvents"]
+    names = {event["tid"]: event["args"]["name"] for event in events if event["ph"] == "M"}
+    found = collections.defaultdict(list)
+    for event in events:
+        if event.get("cat") == "task":
+            found[event["tid"]].append(event["name"])
+    return [(names[row], found[row]) for row in sorted(found)]
+
+
+def test_rows_of_tasks(loop: Any, tmp_path: Path) -> None:
+    """One for each task, whatever its name is, and none for a function with such a name."""
+    path = tmp_path / "trace.json"
+
+    def plain() -> None: ...
+
+    plain.__qualname__ = "no task: at all"
+
+    async def worker() -> None:
+        await asyncio.sleep(0)
+
+    async def self_named() -> None:
+        asyncio.current_task().set_name("renamed")
+        await asyncio.sleep(0)
+
+    async def main() -> None:
+        with cpploop.trace(path):
+            loop.call_soon(plain)
+            for name in ("db: pool: worker", "twin", "twin"):
+                # Each is gone before the next: its place in memory is free for that one.
+                await asyncio.create_task(worker(), name=name)
+            await asyncio.create_task(self_named(), name="unnamed")
+
+    task = loop.create_task(main(), name="main")
+    loop.run_until_complete(task)
+    steps = [worker.__qualname__] * 2
+    assert [row for row in rows(path) if row[0] != "main"] == [
+        ("db: pool: worker", steps),
+        ("twin", steps),
+        ("twin", steps),
+        ("renamed", [self_named.__qualname__] * 2),
+    ]
+    names = [event["name"] for event in slices(path)["callback"]]
+    assert "no task: at all" in names
+    assert names.count(f"db: pool: worker: {worker.__qualname__}") == 2
+
+
+def test_keeps_no_task_alive(loop: Any, tmp_path: Path) -> None:
+    async def main() -> weakref.ref[Any]:
+        task = asyncio.create_task(asyncio.sleep(0))
+        await task
+        return weakref.ref(task)
+
+    with cpploop.trace(tmp_path / "trace.json", loop):
+        gone = loop.run_until_complete(main())
+        gc.collect()
+        assert gone() is None
+
+
 def test_is_bounded(loop: Any, tmp_path: Path) -> None:
     path = tmp_path / "trace.json"
     with cpploop.trace(path, loop, limit=10):
@@ -106,6 +170,31 @@ def test_is_bounded(loop: Any, tmp_path: Path) -> None:
     trace = json.loads(path.read_text())
     assert trace["otherData"] == {"events left out": 41}
     assert len(slices(path)["callback"]) == 10
+
+
+def test_names_are_cut(loop: Any, tmp_path: Path) -> None:
+    """The limit would bound neither the file nor the memory otherwise."""
+    path = tmp_path / "trace.json"
+
+    async def worker() -> None:
+        await asyncio.sleep(0)
+
+    async def main() -> None:
+        for number in range(10):
+            await asyncio.create_task(worker(), name=f"{number} " + "x" * 1_000_000)
+
+    tracemalloc.start()
+    try:
+        with cpploop.trace(path, loop, limit=10):
+            loop.run_until_complete(main())
+            held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 1_000_000
+    assert path.stat().st_size < 20_000
+    names = [event["name"] for event in slices(path)["callback"]]
+    assert f"0 {'x' * 197}…: {worker.__qualname__}" in names
+    assert max(map(len, names)) < 420
 
 
 def test_names(loop: Any, tmp_path: Path) -> None:
@@ -181,6 +270,127 @@ def test_ends_with_its_loop(tmp_path: Path) -> None:
     path.unlink()
     trace.stop()
     assert not path.exists()
+
+
+class Perfetto:
+    """What the JSON importer of Perfetto's trace processor takes from a file, and asks of it.
+
+    Whatever it would refuse or drop fails here: src/trace_processor/importers/json and
+    importers/common/slice_tracker.cc in Perfetto's sources.
+    """
+
+    def __init__(self, path: Path) -> None:
+        text = path.read_bytes().decode("utf-8")
+        # Its parser ends at half a surrogate pair, and so does the import.
+        assert not re.search(r"\\u[dD][89a-fA-F]", text)
+        trace = json.loads(text, parse_constant=self.not_json)
+        self.events = trace if isinstance(trace, list) else trace["traceEvents"]
+        self.slices: dict[tuple[int, int], list[tuple[int, int]]] = collections.defaultdict(list)
+        for event in self.events:
+            for member in ("pid", "tid"):
+                assert type(event[member]) is int and 0 < event[member] < 1 << 32
+            take = {"X": self.complete, "M": self.metadata, "C": self.counter}[event["ph"]]
+            take(event)
+        for row in self.slices.values():
+            self.nest(row)
+
+    @staticmethod
+    def not_json(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    @staticmethod
+    def nanoseconds(microseconds: float) -> int:
+        assert type(microseconds) in (int, float)
+        return round(microseconds * 1000)
+
+    def complete(self, event: dict[str, Any]) -> None:
+        begin, duration = self.nanoseconds(event["ts"]), self.nanoseconds(event["dur"])
+        assert begin >= 0 and duration >= 0
+        assert type(event["name"]) is str and event["name"]
+        assert type(event["cat"]) is str and event["cat"]
+        self.slices[event["pid"], event["tid"]].append((begin, begin + duration))
+
+    def metadata(self, event: dict[str, Any]) -> None:
+        assert event["name"] in ("thread_name", "process_name")
+        assert type(event["args"]["name"]) is str and event["args"]["name"]
+
+    def counter(self, event: dict[str, Any]) -> None:
+        self.nanoseconds(event["ts"])
+        assert event["args"]
+        for value in event["args"].values():
+            assert type(value) in (int, float)
+
+    @staticmethod
+    def nest(row: list[tuple[int, int]]) -> None:
+        """A slice that begins in another and ends after it would be dropped."""
+        open_until: list[int] = []
+        # Sorted by its beginning as it is there: what begins together stays in the file's order.
+        for begin, end in sorted(row, key=lambda one: one[0]):
+            while open_until and open_until[-1] <= begin:
+                open_until.pop()
+            assert not open_until or end <= open_until[-1]
+            open_until.append(end)
+
+
+def test_perfetto_takes_every_event(loop: Any, tmp_path: Path, certs: support.Certificates) -> None:
+    """Everything that the loop records: tasks, timers, readers, connections, TLS, threads."""
+    path = tmp_path / "trace.json"
+
+    class Echo(asyncio.Protocol):
+        def connection_made(self, transport: Any) -> None:
+            self.transport = transport
+
+        def data_received(self, data: bytes) -> None:
+            self.transport.write(data)
+
+    async def talk(port: int, **options: Any) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, **options)
+        for _ in range(20):
+            writer.write(b"x" * 1000)
+            await reader.readexactly(1000)
+        writer.close()
+        await writer.wait_closed()
+
+    async def main() -> None:
+        plain = await loop.create_server(Echo, "127.0.0.1", 0)
+        tls = await loop.create_server(Echo, "127.0.0.1", 0, ssl=certs.server_context())
+        first, second = support.unix_pair()
+        loop.add_reader(first, lambda: first.recv(100))
+        second.send(b"x")
+        secure = {"ssl": certs.client_context(), "server_hostname": "localhost"}
+        await asyncio.gather(
+            talk(plain.sockets[0].getsockname()[1]),
+            talk(tls.sockets[0].getsockname()[1], **secure),
+            asyncio.to_thread(time.sleep, 0.01),
+            *(napper(0.001) for _ in range(10)),
+        )
+        loop.remove_reader(first)
+        for one in (plain, tls, first, second):
+            one.close()
+        await loop.shutdown_default_executor()
+
+    with cpploop.trace(path, loop):
+        loop.run_until_complete(main())
+    seen = Perfetto(path)
+    assert {event["ph"] for event in seen.events} == {"X", "M"}
+    assert {event.get("cat") for event in seen.events} == {
+        *("callback", "task", "poll", "turn", "io", None)
+    }
+    named = {event["tid"] for event in seen.events if event["ph"] == "M"}
+    assert {row for _, row in seen.slices} == named
+
+
+@pytest.mark.parametrize("name", ["\N{SNAKE} ünïcode", "half \ud83d", '\\"\n\0'], ids=ascii)
+def test_perfetto_takes_every_name(loop: Any, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "trace.json"
+
+    async def main() -> None:
+        await asyncio.create_task(asyncio.sleep(0), name=name)
+
+    with cpploop.trace(path, loop):
+        loop.run_until_complete(main())
+    shown = name.encode("utf-8", "replace").decode()
+    assert f"{shown}: sleep" in {event["name"] for event in Perfetto(path).events}
 
 
 def test_what_cannot_be_traced(loop: Any, tmp_path: Path) -> None:

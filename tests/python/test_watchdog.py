@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import faulthandler
+import functools
 import logging
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
+import contract
 import pytest
 import support
+from support import Recorder
 
 cpploop = pytest.importorskip("cpploop")
 
@@ -119,6 +124,68 @@ def test_a_plain_callback_has_no_task(loop: Any) -> None:
     assert str(slow).startswith("a callback has blocked the loop for")
 
 
+@contextlib.asynccontextmanager
+async def armed(
+    culprit: str, function: Callable[..., None], certs: support.Certificates
+) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """What makes the running loop call FUNCTION, as the kind of callback that CULPRIT says."""
+    loop = asyncio.get_running_loop()
+    if culprit == "timer":
+
+        async def fire() -> None:
+            loop.call_later(0.01, function)
+
+        yield fire
+    elif culprit == "reader":
+        first, second = support.unix_pair()
+        with first, second:
+            loop.add_reader(first, lambda: function(first.recv(1)))
+            yield functools.partial(support.send_all, second, b"x")
+            loop.remove_reader(first)
+    else:
+        receiver = Recorder(on={"data_received": function})
+        async with contract.opened(culprit.partition("-")[0], receiver, certs) as (_, peer):
+            yield functools.partial(peer.send, b"x")
+
+
+# Over TLS once for each way of doing it.
+TLS = [name.replace("cpploop", "tls") for name in support.tls_loops() if name != "asyncio"]
+
+
+@pytest.mark.parametrize("culprit", ["timer", "reader", "tcp", "read pipe", *TLS])
+def test_a_culprit_outside_tasks(
+    loop: Any, culprit: str, certs: support.Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, tier = culprit.partition("-")
+    if tier:
+        monkeypatch.setenv("CPPLOOP_TLS", tier)
+    reports: list[Any] = []
+    reported, returned = threading.Event(), threading.Event()
+
+    def report(slow: Any) -> None:
+        reports.append(slow)
+        reported.set()
+
+    def the_culprit(*_: object) -> None:
+        assert reported.wait(20)
+        # Time for a second report, which must not come.
+        time.sleep(2 * THRESHOLD)
+        returned.set()
+
+    async def main() -> None:
+        async with armed(culprit, the_culprit, certs) as fire:
+            with loop.watch_slow_callbacks(THRESHOLD, report):
+                await fire()
+                await support.eventually(returned.is_set, 30)
+
+    loop.run_until_complete(main())
+    (slow,) = reports
+    assert (slow.task_name, slow.coroutine) == (None, None)
+    names = [frame.name for frame in slow.stack]
+    assert "the_culprit" in names
+    assert ("data_received" in names) == (culprit not in ("timer", "reader"))
+
+
 def test_is_logged_by_default(loop: Any, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         time.sleep(4 * THRESHOLD)
@@ -162,6 +229,61 @@ def test_ends_with_its_loop_and_when_stopped(loop: Any) -> None:
     while support.new_threads(before) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not support.new_threads(before)
+
+
+@pytest.fixture
+def dump_timer(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
+    """After how many seconds the stacks would be dumped, each time that is said; None: never."""
+    said: list[float | None] = [None]
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", said.append)
+    monkeypatch.setattr(faulthandler, "cancel_dump_traceback_later", lambda: said.append(None))
+    return said
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_dumps_nothing_while_it_reports(loop: Any, dump_timer: list[float | None]) -> None:
+    reported = threading.Event()
+    during: list[float | None] = []
+
+    def report(slow: Any) -> None:
+        time.sleep(3 * THRESHOLD)
+        during.append(dump_timer[-1])
+        reported.set()
+
+    async def block() -> None:
+        assert reported.wait(20)
+        # The callback is watched on: it may take the lock yet.
+        wait_until(lambda: dump_timer[-1] == 2 * THRESHOLD)
+
+    with loop.watch_slow_callbacks(THRESHOLD, report, dump=True):
+        loop.run_until_complete(block())
+    assert during == [None]
+    assert dump_timer[-1] is None
+
+
+def test_dumps_an_idle_loop_only_when_it_is_very_late(
+    loop: Any, dump_timer: list[float | None]
+) -> None:
+    """A thread that a busy machine runs late must not have a loop that waits dumped."""
+    done = loop.create_future()
+
+    def end() -> None:
+        wait_until(lambda: len(dump_timer) > 8)
+        loop.call_soon_threadsafe(done.set_result, None)
+
+    ending = threading.Thread(target=end)
+    with loop.watch_slow_callbacks(THRESHOLD, dump=True):
+        ending.start()
+        loop.run_until_complete(done)
+    ending.join()
+    # Not the first, when the loop began to run.
+    assert min(said for said in dump_timer[3:7] if said) >= 2 * THRESHOLD + 0.5
 
 
 @pytest.mark.skipif(support.FREE_THREADED, reason="nobody can keep a lock that is not there")
