@@ -85,8 +85,8 @@ class LoopMetrics:
         """A bound in seconds that this share of the busy periods stayed below.
 
         quantile: from 0 to 1; 0.99 asks how late the loop is for all but one event in a hundred.
-        ValueError outside of that. Infinite when it was more than eight seconds; 0 when the loop
-        has not run.
+        ValueError outside of that. Infinite when it was 4.194304 seconds or more, which is the last
+        finite bound of busy_periods; 0 when the loop has not run.
         """
         if not 0.0 <= quantile <= 1.0:
             raise ValueError(f"quantile must be between 0 and 1, not {quantile!r}")

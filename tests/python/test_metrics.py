@@ -205,6 +205,21 @@ def test_lag_is_a_bound(loop: Any) -> None:
             metrics.lag(wrong)
 
 
+def test_lag_is_infinite_from_where_it_is_said_to_be(loop: Any) -> None:
+    metrics = loop.metrics()
+    *finite, last = (bound for bound, _ in metrics.busy_periods)
+    assert finite == [2**power / 1e6 for power in range(23)]
+    assert last == math.inf
+    assert f" {finite[-1]:.6f} seconds or more" in cpploop.LoopMetrics.lag.__doc__
+
+    def lag_of(bucket: int) -> float:
+        counts = [(bound, int(n >= bucket)) for n, (bound, _) in enumerate(metrics.busy_periods)]
+        lag: float = dataclasses.replace(metrics, busy_periods=tuple(counts)).lag(1.0)
+        return lag
+
+    assert (lag_of(22), lag_of(23)) == (4.194304, math.inf)
+
+
 def test_wake_ups_by_other_threads(loop: Any) -> None:
     async def main() -> None:
         for _ in range(3):
