@@ -1,7 +1,8 @@
 """A running program tells its loops' metrics over a Unix socket, to its own user only.
 
 A thread answers, so that a loop that is blocked can be seen to be. Each connection gets one JSON
-object a line, twice a second, until it closes.
+object a line, twice a second, until it closes. JSON has no infinity: null stands for it, as the
+last bound of busy_periods and as a lag that has no other bound.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import math
 import os
 import socket
 import stat
@@ -119,7 +121,8 @@ class Exposure:
             connection.settimeout(5)
             try:
                 while True:
-                    connection.sendall(json.dumps(self._look()).encode() + b"\n")
+                    line = json.dumps(self._look(), allow_nan=False)
+                    connection.sendall(line.encode() + b"\n")
                     if self._closed.wait(INTERVAL_S):
                         return
             except OSError:
@@ -144,11 +147,18 @@ class Exposure:
             about["state"] = "blocked"
             return about
         about["metrics"] = dataclasses.asdict(metrics)
-        about["metrics"]["lag"] = {str(q): metrics.lag(q) for q in (0.5, 0.99, 1.0)}
+        about["metrics"]["busy_periods"] = [
+            (_finite(bound), count) for bound, count in metrics.busy_periods
+        ]
+        about["metrics"]["lag"] = {str(q): _finite(metrics.lag(q)) for q in (0.5, 0.99, 1.0)}
         about["metrics"]["utilisation"] = metrics.utilisation
         with contextlib.suppress(RuntimeError):  # The set of tasks changed while it was walked.
             about["tasks"] = len(asyncio.all_tasks(loop))
         return about
+
+
+def _finite(bound: float) -> float | None:
+    return bound if math.isfinite(bound) else None
 
 
 def _is_allowed(connection: socket.socket) -> bool:

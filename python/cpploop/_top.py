@@ -78,8 +78,12 @@ def _rows(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, str]]
     seconds = max(new["time"] - old["time"], 1e-9)
     busy, waited = now["busy"] - before["busy"], now["waited"] - before["waited"]
     yield "utilisation", f"{busy / (busy + waited) if busy + waited else 0:.0%}"
-    lag = now["lag"]
-    yield "lag", f"p50 {_time(lag['0.5'])}, p99 {_time(lag['0.99'])}, worst {_time(lag['1.0'])}"
+    longest = f"{_time(now['busy_periods'][-2][0])} or more"
+    p50, p99, worst = (
+        longest if now["lag"][quantile] is None else _time(now["lag"][quantile])
+        for quantile in ("0.5", "0.99", "1.0")
+    )
+    yield "lag", f"p50 {p50}, p99 {p99}, worst {worst}"
     for name in _RATES:
         yield name, f"{(now[name] - before[name]) / seconds:,.0f}/s, {now[name]:,} in all"
     yield "ready", f"{now['ready']:,}, at most {now['ready_peak']:,}"

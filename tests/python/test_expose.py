@@ -34,12 +34,16 @@ def loop(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         loop.close()
 
 
+def not_json(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
 def looks(path: Path, count: int) -> list[dict[str, Any]]:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(20)
         connection.connect(str(path))
         with connection.makefile() as lines:
-            return [json.loads(next(lines)) for _ in range(count)]
+            return [json.loads(next(lines), parse_constant=not_json) for _ in range(count)]
 
 
 def in_thread(function: Any, *arguments: Any) -> Any:
@@ -62,6 +66,21 @@ def test_tells_what_metrics_says(loop: Any) -> None:
         assert not exposure.path.exists()
 
     loop.run_until_complete(main())
+
+
+def having_been_busy(loop: Any, bucket: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the loop have been busy once, for as long as that bucket holds."""
+    counters = loop._counters()
+    counters["busy_periods"] = [int(n == bucket) for n in range(len(counters["busy_periods"]))]
+    monkeypatch.setattr(type(loop), "_counters", lambda loop: dict(counters))
+
+
+def test_what_is_infinite_is_null(loop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    having_been_busy(loop, 23, monkeypatch)
+    with cpploop.expose(loop=loop) as exposure:
+        (look,) = looks(exposure.path, 1)
+    assert look["metrics"]["busy_periods"][-2:] == [[4.194304, 0], [None, 1]]
+    assert look["metrics"]["lag"] == {"0.5": None, "0.99": None, "1.0": None}
 
 
 def test_several_loops_of_a_process(loop: Any) -> None:
@@ -199,6 +218,18 @@ def test_top_once(loop: Any) -> None:
             assert (await in_thread(top)).stdout == f"{os.getpid()}\n"
 
     loop.run_until_complete(main())
+
+
+@pytest.mark.parametrize(("bucket", "shown"), [(22, "4.2 s"), (23, "4.2 s or more")])
+def test_top_shows_a_lag_without_a_bound(
+    loop: Any, monkeypatch: pytest.MonkeyPatch, bucket: int, shown: str
+) -> None:
+    having_been_busy(loop, bucket, monkeypatch)
+    with cpploop.expose(loop=loop) as exposure:
+        rows = dict(
+            line.split(maxsplit=1) for line in top("--once", str(exposure.path)).stdout.splitlines()
+        )
+    assert rows["lag"] == f"p50 {shown}, p99 {shown}, worst {shown}"
 
 
 def test_top_without_a_program(loop: Any) -> None:
