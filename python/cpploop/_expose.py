@@ -181,10 +181,15 @@ def expose(
     loop: a cpploop loop; by default the running one.
 
     Returns an Exposure: a context manager with close() and the socket's path. OSError when the
-    socket cannot be made, TypeError for a loop that is not cpploop's, RuntimeError when none runs.
+    socket cannot be made, TypeError for a loop that is not cpploop's, RuntimeError when none runs,
+    NotImplementedError where the system has no SO_PEERCRED to say who connects (Linux has).
     """
     from ._loop import Loop
 
+    if not hasattr(socket, "SO_PEERCRED"):
+        raise NotImplementedError(
+            "cpploop.expose() asks the kernel who connects, by SO_PEERCRED, which this system lacks"
+        )
     chosen = asyncio.get_running_loop() if loop is None else loop
     if not isinstance(chosen, Loop):
         raise TypeError(f"only a cpploop loop can be exposed, not {type(chosen).__name__}")

@@ -151,6 +151,17 @@ def test_another_user_is_refused(loop: Any) -> None:
         assert done.stdout == "b''\n", done.stderr
 
 
+def test_a_system_that_does_not_tell_who_connects(
+    loop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(socket, "SO_PEERCRED")
+    before = threading.enumerate()
+    with pytest.raises(NotImplementedError, match="SO_PEERCRED"):
+        cpploop.expose(loop=loop)
+    assert not support.new_threads(before)
+    assert list(Path(os.environ["XDG_RUNTIME_DIR"]).iterdir()) == []
+
+
 def test_a_folder_of_somebody_else_is_refused(
     loop: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
