@@ -176,8 +176,8 @@ def expose(
     """Let this user look at a loop from outside: ``python -m cpploop top PID``.
 
     path: of the Unix socket to make; by default one that ``top`` finds by the process's number. The
-        next loop of the same process has ``-2`` behind the number, and ``top`` is given its path.
-        Only this user and root may connect.
+        next loop of the same process has ``-2`` behind the number, for ``top`` too. Only this user
+        and root may connect.
     loop: a cpploop loop; by default the running one.
 
     Returns an Exposure: a context manager with close() and the socket's path. OSError when the

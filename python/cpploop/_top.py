@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import sys
 from collections.abc import Iterator
 from typing import Any
 
-from ._expose import default_path, folder
+from ._expose import folder
 
 USAGE = """\
-usage: python -m cpploop top [--once] [PID | SOCKET]
+usage: python -m cpploop top [--once] [PID | PID-N | SOCKET]
 
 Show what the loop of a running program does, twice a second. The program must have called
-cpploop.expose(). Without a PID or SOCKET, list the programs that have.
+cpploop.expose(). Without a PID or SOCKET, list the programs that have; PID-2 and so on are
+further loops of a program.
 
   --once   print one look and end
 """
+
+_NAME = re.compile(r"([0-9]{1,9})(-[0-9]+)?")
 
 _RATES = ("turns", "callbacks", "events", "accepted", "bytes_received", "bytes_sent")
 
@@ -48,16 +52,16 @@ def main(arguments: list[str]) -> int:
 
 
 def _list() -> int:
-    found = sorted(folder().glob("*.sock"))
-    for path in found:
-        print(path.stem)
+    found = sorted(path.stem for path in folder().glob("*.sock"))
+    for name in found:
+        print(name)
     if not found:
         print("no program of this user has called cpploop.expose()", file=sys.stderr)
     return 0 if found else 1
 
 
 def _looks(where: str) -> Iterator[dict[str, Any]]:
-    path = str(default_path(int(where))) if where.isdecimal() else where
+    path = str(folder() / f"{where}.sock") if _NAME.fullmatch(where) else where
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(10)
         connection.connect(path)

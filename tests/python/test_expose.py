@@ -243,6 +243,18 @@ def test_top_shows_a_lag_without_a_bound(
     assert rows["lag"] == f"p50 {shown}, p99 {shown}, worst {shown}"
 
 
+def test_top_takes_the_names_that_it_lists(loop: Any) -> None:
+    other = cpploop.new_event_loop()
+    with cpploop.expose(loop=other), cpploop.expose(loop=loop):
+        other.close()
+        names = top().stdout.split()
+        assert names == [f"{os.getpid()}", f"{os.getpid()}-2"]
+        shown = [top("--once", name).stdout.splitlines() for name in names]
+    # Each its own loop.
+    states = [dict(line.split(maxsplit=1) for line in rows)["loop"] for rows in shown]
+    assert states == ["closed", "not running"]
+
+
 def test_top_without_a_program(loop: Any) -> None:
     done = top("--once", str(os.getpid()))
     assert done.returncode == 1
