@@ -161,11 +161,20 @@ def _finite(bound: float) -> float | None:
     return bound if math.isfinite(bound) else None
 
 
-def _is_allowed(connection: socket.socket) -> bool:
-    """Whether the other end is this user's, or root's."""
+def peer(connection: socket.socket) -> tuple[int, int]:
+    """The process and the user at the other end: who connected, or who listened.
+
+    The process is 0 where this one's namespace does not have it.
+    """
     size = struct.calcsize("3i")
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-    _, uid, _ = struct.unpack("3i", credentials)
+    pid, uid, _ = struct.unpack("3i", credentials)
+    return pid, uid
+
+
+def _is_allowed(connection: socket.socket) -> bool:
+    """Whether the other end is this user's, or root's."""
+    _, uid = peer(connection)
     return uid in (os.getuid(), 0)
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import socket
+import stat
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from ._expose import folder
+from ._expose import folder, peer
 
 USAGE = """\
 usage: python -m cpploop top [--once] [PID | PID-N | SOCKET]
@@ -52,12 +56,53 @@ def main(arguments: list[str]) -> int:
 
 
 def _list() -> int:
-    found = sorted(path.stem for path in folder().glob("*.sock"))
+    found = sorted(path.stem for path in folder().glob("*.sock") if _is_alive(path))
     for name in found:
         print(name)
     if not found:
         print("no program of this user has called cpploop.expose()", file=sys.stderr)
     return 0 if found else 1
+
+
+def _is_alive(path: Path) -> bool:
+    """Whether its program still runs. One that was killed has left its socket, which is removed."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.setblocking(False)
+        try:
+            connection.connect(str(path))
+        except BlockingIOError:
+            # As many wait as may: it is there, and blocked.
+            return True
+        except ConnectionRefusedError:
+            _remove_if_left(path)
+            return False
+        except OSError:
+            # Closed since the folder was read.
+            return False
+        # Children by fork() keep the socket open without answering.
+        pid, _ = peer(connection)
+        return pid == 0 or _is_process(pid)
+
+
+def _remove_if_left(path: Path) -> None:
+    """Remove a socket that nobody listens to, if it is this user's and its process is gone."""
+    name = _NAME.fullmatch(path.stem)
+    with contextlib.suppress(FileNotFoundError):
+        found = path.lstat()
+        is_ours = stat.S_ISSOCK(found.st_mode) and found.st_uid == os.getuid()
+        # A process that is there may be about to listen.
+        if is_ours and name is not None and not _is_process(int(name[1])):
+            path.unlink()
+
+
+def _is_process(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # Somebody else's.
+    return True
 
 
 def _looks(where: str) -> Iterator[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -253,6 +254,77 @@ def test_top_takes_the_names_that_it_lists(loop: Any) -> None:
     # Each its own loop.
     states = [dict(line.split(maxsplit=1) for line in rows)["loop"] for rows in shown]
     assert states == ["closed", "not running"]
+
+
+EXPOSING = """
+import os, sys
+import cpploop
+loop = cpploop.new_event_loop()
+exposure = cpploop.expose(loop=loop)
+if "fork" not in sys.argv or os.fork() != 0:
+    print(exposure.path, flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def killed_program(*arguments: str) -> Iterator[Path]:
+    """The socket that a program left which was killed while it was exposed."""
+    # The end of its input is the end of its child, too.
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", EXPOSING, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        path = Path(process.stdout.readline().strip())
+        assert top().stdout.split() == [str(process.pid)]
+        process.kill()
+        process.wait()
+        yield path
+
+
+def test_top_leaves_out_a_killed_program(loop: Any) -> None:
+    """And clears away what it left."""
+    with killed_program() as path:
+        assert path.exists()
+        done = top()
+        assert (done.returncode, done.stdout) == (1, "")
+        assert not path.exists()
+
+
+def test_top_leaves_out_a_killed_program_with_a_child(loop: Any) -> None:
+    """The child has the socket, but not the thread that answers."""
+    with killed_program("fork"):
+        assert top().stdout == ""
+
+
+def test_top_removes_nothing_else(loop: Any) -> None:
+    with killed_program() as left, socket.socket(socket.AF_UNIX) as unheard:
+        folder = left.parent
+        # Its process is there: it may listen yet.
+        unheard.bind(str(folder / f"{os.getpid()}.sock"))
+        # Not named for a process; and no socket, though for one that is gone.
+        left.rename(folder / "mine.sock")
+        left.write_text("a file")
+        before = sorted(folder.iterdir())
+        assert len(before) == 3
+        assert top().stdout == ""
+        assert sorted(folder.iterdir()) == before
+
+
+def test_top_lists_a_program_that_is_too_busy_to_answer(loop: Any) -> None:
+    with socket.socket(socket.AF_UNIX) as server, contextlib.ExitStack() as waiting:
+        path = cpploop._expose.default_path(os.getpid())
+        server.bind(str(path))
+        server.listen(1)
+        with pytest.raises(BlockingIOError):
+            while True:
+                connection = waiting.enter_context(socket.socket(socket.AF_UNIX))
+                connection.setblocking(False)
+                connection.connect(str(path))
+        assert top().stdout == f"{os.getpid()}\n"
 
 
 def test_top_without_a_program(loop: Any) -> None:
