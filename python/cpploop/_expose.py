@@ -1,7 +1,8 @@
 """A running program tells its loops' metrics over a Unix socket, to its own user only.
 
 A thread answers, so that a loop that is blocked can be seen to be. Each connection gets one JSON
-object a line, twice a second, until it closes.
+object a line, twice a second, until it closes. JSON has no infinity: null stands for it, as the
+last bound of busy_periods and as a lag that has no other bound.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import math
 import os
 import socket
 import stat
@@ -119,7 +121,8 @@ class Exposure:
             connection.settimeout(5)
             try:
                 while True:
-                    connection.sendall(json.dumps(self._look()).encode() + b"\n")
+                    line = json.dumps(self._look(), allow_nan=False)
+                    connection.sendall(line.encode() + b"\n")
                     if self._closed.wait(INTERVAL_S):
                         return
             except OSError:
@@ -144,18 +147,34 @@ class Exposure:
             about["state"] = "blocked"
             return about
         about["metrics"] = dataclasses.asdict(metrics)
-        about["metrics"]["lag"] = {str(q): metrics.lag(q) for q in (0.5, 0.99, 1.0)}
+        about["metrics"]["busy_periods"] = [
+            (_finite(bound), count) for bound, count in metrics.busy_periods
+        ]
+        about["metrics"]["lag"] = {str(q): _finite(metrics.lag(q)) for q in (0.5, 0.99, 1.0)}
         about["metrics"]["utilisation"] = metrics.utilisation
         with contextlib.suppress(RuntimeError):  # The set of tasks changed while it was walked.
             about["tasks"] = len(asyncio.all_tasks(loop))
         return about
 
 
-def _is_allowed(connection: socket.socket) -> bool:
-    """Whether the other end is this user's, or root's."""
+def _finite(bound: float) -> float | None:
+    return bound if math.isfinite(bound) else None
+
+
+def peer(connection: socket.socket) -> tuple[int, int]:
+    """The process and the user at the other end: who connected, or who listened.
+
+    The process is 0 where this one's namespace does not have it.
+    """
     size = struct.calcsize("3i")
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-    _, uid, _ = struct.unpack("3i", credentials)
+    pid, uid, _ = struct.unpack("3i", credentials)
+    return pid, uid
+
+
+def _is_allowed(connection: socket.socket) -> bool:
+    """Whether the other end is this user's, or root's."""
+    _, uid = peer(connection)
     return uid in (os.getuid(), 0)
 
 
@@ -166,15 +185,20 @@ def expose(
     """Let this user look at a loop from outside: ``python -m cpploop top PID``.
 
     path: of the Unix socket to make; by default one that ``top`` finds by the process's number. The
-        next loop of the same process has ``-2`` behind the number, and ``top`` is given its path.
-        Only this user and root may connect.
+        next loop of the same process has ``-2`` behind the number, for ``top`` too. Only this user
+        and root may connect.
     loop: a cpploop loop; by default the running one.
 
     Returns an Exposure: a context manager with close() and the socket's path. OSError when the
-    socket cannot be made, TypeError for a loop that is not cpploop's, RuntimeError when none runs.
+    socket cannot be made, TypeError for a loop that is not cpploop's, RuntimeError when none runs,
+    NotImplementedError where the system has no SO_PEERCRED to say who connects (Linux has).
     """
     from ._loop import Loop
 
+    if not hasattr(socket, "SO_PEERCRED"):
+        raise NotImplementedError(
+            "cpploop.expose() asks the kernel who connects, by SO_PEERCRED, which this system lacks"
+        )
     chosen = asyncio.get_running_loop() if loop is None else loop
     if not isinstance(chosen, Loop):
         raise TypeError(f"only a cpploop loop can be exposed, not {type(chosen).__name__}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -34,12 +35,16 @@ def loop(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         loop.close()
 
 
+def not_json(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
 def looks(path: Path, count: int) -> list[dict[str, Any]]:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(20)
         connection.connect(str(path))
         with connection.makefile() as lines:
-            return [json.loads(next(lines)) for _ in range(count)]
+            return [json.loads(next(lines), parse_constant=not_json) for _ in range(count)]
 
 
 def in_thread(function: Any, *arguments: Any) -> Any:
@@ -62,6 +67,21 @@ def test_tells_what_metrics_says(loop: Any) -> None:
         assert not exposure.path.exists()
 
     loop.run_until_complete(main())
+
+
+def having_been_busy(loop: Any, bucket: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the loop have been busy once, for as long as that bucket holds."""
+    counters = loop._counters()
+    counters["busy_periods"] = [int(n == bucket) for n in range(len(counters["busy_periods"]))]
+    monkeypatch.setattr(type(loop), "_counters", lambda loop: dict(counters))
+
+
+def test_what_is_infinite_is_null(loop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    having_been_busy(loop, 23, monkeypatch)
+    with cpploop.expose(loop=loop) as exposure:
+        (look,) = looks(exposure.path, 1)
+    assert look["metrics"]["busy_periods"][-2:] == [[4.194304, 0], [None, 1]]
+    assert look["metrics"]["lag"] == {"0.5": None, "0.99": None, "1.0": None}
 
 
 def test_several_loops_of_a_process(loop: Any) -> None:
@@ -132,6 +152,17 @@ def test_another_user_is_refused(loop: Any) -> None:
         assert done.stdout == "b''\n", done.stderr
 
 
+def test_a_system_that_does_not_tell_who_connects(
+    loop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(socket, "SO_PEERCRED")
+    before = threading.enumerate()
+    with pytest.raises(NotImplementedError, match="SO_PEERCRED"):
+        cpploop.expose(loop=loop)
+    assert not support.new_threads(before)
+    assert list(Path(os.environ["XDG_RUNTIME_DIR"]).iterdir()) == []
+
+
 def test_a_folder_of_somebody_else_is_refused(
     loop: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -199,6 +230,101 @@ def test_top_once(loop: Any) -> None:
             assert (await in_thread(top)).stdout == f"{os.getpid()}\n"
 
     loop.run_until_complete(main())
+
+
+@pytest.mark.parametrize(("bucket", "shown"), [(22, "4.2 s"), (23, "4.2 s or more")])
+def test_top_shows_a_lag_without_a_bound(
+    loop: Any, monkeypatch: pytest.MonkeyPatch, bucket: int, shown: str
+) -> None:
+    having_been_busy(loop, bucket, monkeypatch)
+    with cpploop.expose(loop=loop) as exposure:
+        rows = dict(
+            line.split(maxsplit=1) for line in top("--once", str(exposure.path)).stdout.splitlines()
+        )
+    assert rows["lag"] == f"p50 {shown}, p99 {shown}, worst {shown}"
+
+
+def test_top_takes_the_names_that_it_lists(loop: Any) -> None:
+    other = cpploop.new_event_loop()
+    with cpploop.expose(loop=other), cpploop.expose(loop=loop):
+        other.close()
+        names = top().stdout.split()
+        assert names == [f"{os.getpid()}", f"{os.getpid()}-2"]
+        shown = [top("--once", name).stdout.splitlines() for name in names]
+    # Each its own loop.
+    states = [dict(line.split(maxsplit=1) for line in rows)["loop"] for rows in shown]
+    assert states == ["closed", "not running"]
+
+
+EXPOSING = """
+import os, sys
+import cpploop
+loop = cpploop.new_event_loop()
+exposure = cpploop.expose(loop=loop)
+if "fork" not in sys.argv or os.fork() != 0:
+    print(exposure.path, flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def killed_program(*arguments: str) -> Iterator[Path]:
+    """The socket that a program left which was killed while it was exposed."""
+    # The end of its input is the end of its child, too.
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", EXPOSING, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        path = Path(process.stdout.readline().strip())
+        assert top().stdout.split() == [str(process.pid)]
+        process.kill()
+        process.wait()
+        yield path
+
+
+def test_top_leaves_out_a_killed_program(loop: Any) -> None:
+    """And clears away what it left."""
+    with killed_program() as path:
+        assert path.exists()
+        done = top()
+        assert (done.returncode, done.stdout) == (1, "")
+        assert not path.exists()
+
+
+def test_top_leaves_out_a_killed_program_with_a_child(loop: Any) -> None:
+    """The child has the socket, but not the thread that answers."""
+    with killed_program("fork"):
+        assert top().stdout == ""
+
+
+def test_top_removes_nothing_else(loop: Any) -> None:
+    with killed_program() as left, socket.socket(socket.AF_UNIX) as unheard:
+        folder = left.parent
+        # Its process is there: it may listen yet.
+        unheard.bind(str(folder / f"{os.getpid()}.sock"))
+        # Not named for a process; and no socket, though for one that is gone.
+        left.rename(folder / "mine.sock")
+        left.write_text("a file")
+        before = sorted(folder.iterdir())
+        assert len(before) == 3
+        assert top().stdout == ""
+        assert sorted(folder.iterdir()) == before
+
+
+def test_top_lists_a_program_that_is_too_busy_to_answer(loop: Any) -> None:
+    with socket.socket(socket.AF_UNIX) as server, contextlib.ExitStack() as waiting:
+        path = cpploop._expose.default_path(os.getpid())
+        server.bind(str(path))
+        server.listen(1)
+        with pytest.raises(BlockingIOError):
+            while True:
+                connection = waiting.enter_context(socket.socket(socket.AF_UNIX))
+                connection.setblocking(False)
+                connection.connect(str(path))
+        assert top().stdout == f"{os.getpid()}\n"
 
 
 def test_top_without_a_program(loop: Any) -> None:

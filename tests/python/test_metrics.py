@@ -7,6 +7,7 @@ import concurrent.futures
 import dataclasses
 import math
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -93,7 +94,51 @@ def test_datagrams_and_pipes_count(loop: Any) -> None:
     loop.run_until_complete(main())
 
 
-def test_tls_is_told_from_plain_streams(loop: Any, certs: support.Certificates) -> None:
+class OwnSocket(socket.socket):
+    """One with a method of its own, which the engine leaves to asyncio's transport."""
+
+    def recv(self, *args: Any) -> bytes:
+        return super().recv(*args)
+
+
+def own(sock: socket.socket) -> OwnSocket:
+    return OwnSocket(sock.family, sock.type, fileno=sock.detach())
+
+
+def test_transports_of_asyncio_count(loop: Any) -> None:
+    async def main() -> None:
+        (ours, peer), (datagrams, other) = (
+            socket.socketpair(socket.AF_UNIX, kind)
+            for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM)
+        )
+        with peer, other:
+            stream, _ = await loop.create_connection(asyncio.Protocol, sock=own(ours))
+            assert not isinstance(stream, cpploop._native.StreamTransport)
+            datagram, _ = await loop.create_datagram_endpoint(
+                asyncio.DatagramProtocol, sock=own(datagrams)
+            )
+            assert loop.metrics().transports == {"stream": 1, "datagram": 1}
+            # Their bytes do not pass the engine.
+            stream.write(b"out")
+            assert peer.recv(10) == b"out"
+            assert (loop.metrics().bytes_received, loop.metrics().bytes_sent) == (0, 0)
+            stream.abort()
+            await support.eventually(lambda: loop.metrics().transports == {"datagram": 1})
+            # The loop's list still has it, since this frame has.
+            assert stream in loop._transports.values()
+            datagram.abort()
+            await support.eventually(lambda: loop.metrics().transports == {})
+
+    loop.run_until_complete(main())
+
+
+@pytest.mark.parametrize("tier", ["asyncio", "bio", "auto"])
+def test_tls_is_told_from_plain_streams(
+    loop: Any, certs: support.Certificates, monkeypatch: pytest.MonkeyPatch, tier: str
+) -> None:
+    """Whoever encrypts it."""
+    monkeypatch.setenv("CPPLOOP_TLS", tier)
+
     async def main() -> None:
         server = await loop.create_server(
             asyncio.Protocol, "127.0.0.1", 0, ssl=certs.server_context()
@@ -102,8 +147,7 @@ def test_tls_is_told_from_plain_streams(loop: Any, certs: support.Certificates) 
             asyncio.Protocol, *server.sockets[0].getsockname(), ssl=certs.client_context()
         )
         await support.eventually(lambda: loop.metrics().transports.get("stream") == 2)
-        native = cpploop.build_info()["tls"][0] != "asyncio"
-        assert loop.metrics().transports.get("tls", 0) == (2 if native else 0)
+        assert loop.metrics().transports == {"stream": 2, "tls": 2}
         transport.abort()
         server.close()
         await support.eventually(lambda: loop.metrics().transports == {})
@@ -159,6 +203,21 @@ def test_lag_is_a_bound(loop: Any) -> None:
     for wrong in (-0.1, 1.1, math.nan):
         with pytest.raises(ValueError, match="quantile must be between 0 and 1"):
             metrics.lag(wrong)
+
+
+def test_lag_is_infinite_from_where_it_is_said_to_be(loop: Any) -> None:
+    metrics = loop.metrics()
+    *finite, last = (bound for bound, _ in metrics.busy_periods)
+    assert finite == [2**power / 1e6 for power in range(23)]
+    assert last == math.inf
+    assert f" {finite[-1]:.6f} seconds or more" in cpploop.LoopMetrics.lag.__doc__
+
+    def lag_of(bucket: int) -> float:
+        counts = [(bound, int(n >= bucket)) for n, (bound, _) in enumerate(metrics.busy_periods)]
+        lag: float = dataclasses.replace(metrics, busy_periods=tuple(counts)).lag(1.0)
+        return lag
+
+    assert (lag_of(22), lag_of(23)) == (4.194304, math.inf)
 
 
 def test_wake_ups_by_other_threads(loop: Any) -> None:
