@@ -348,6 +348,14 @@ def test_the_commands_for_servers_are_found(monkeypatch: pytest.MonkeyPatch) -> 
     command = suite.SERVERS["gunicorn"][0]("1234")
     assert "worker.CpploopWorker" in command and "127.0.0.1:1234" in command
     assert "class CpploopWorker" in suite.worker_of_guide()
+    program = suite.SERVERS["uvicorn-run"][0]("1234")[-1]
+    assert 'uvicorn.run("served_app:app", port=1234, loop="cpploop:new_event_loop")' in program
+    program = suite.SERVERS["aiohttp"][0]("1234")[-1]
+    assert "served_app.make_aiohttp()" in program and "port=1234, loop=" in program
+    # The other page's table shows the same calls, of an application by its name.
+    start, servers = ((DOCS / f"guide/{name}.md").read_text() for name in ("start", "http-servers"))
+    for call in re.findall(r"^(?:uvicorn|web)\.run.*$", start, re.M):
+        assert f"`{call.replace('web.Application()', 'app')}`" in servers
 
 
 def test_the_reference_has_every_public_name() -> None:
