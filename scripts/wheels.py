@@ -31,6 +31,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -61,6 +62,7 @@ IN_SDIST = (
     "binding/module.cc",
     "cmake/Extension.cmake",
     "core/engine.cc",
+    "licenses/liburing.txt",
     "pyproject.toml",
     "python/cpploop/_native.pyi",
     "python/cpploop/py.typed",
@@ -300,6 +302,17 @@ def content_problems(wheel: Path) -> Iterator[str]:
         yield f"is {wheel.stat().st_size} bytes large"
 
 
+def licence_problems(wheel: Path) -> Iterator[str]:
+    """Which licences are missing: what is linked into the module asks for its own beside it."""
+    with (REPO / "pyproject.toml").open("rb") as file:
+        wanted = tomllib.load(file)["project"]["license-files"]
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    for licence in wanted:
+        if not any(name.endswith(f".dist-info/licenses/{licence}") for name in names):
+            yield f"lacks the licence {licence}"
+
+
 def extract_module(wheel: Path, folder: Path) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith(".so"))
@@ -384,7 +397,7 @@ def check_wheel(
         another_folder = folder
         make_profile(interpreter, isolation, sdist, folder, profile)
     first, symbols = build_wheel(interpreter, isolation, sdist, folder, work / "first", profile)
-    problems = list(content_problems(first))
+    problems = [*content_problems(first), *licence_problems(first)]
     problems += module_problems(extract_module(first, work), symbols, work)
     tag, refusals = platform_tag(first)
     problems += refusals

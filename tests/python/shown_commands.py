@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -69,11 +70,14 @@ def extras() -> frozenset[str]:
 
 
 def options_problem(script: str, words: list[str]) -> str | None:
-    """Every option is one that the script's own text has."""
+    """Every option is one that the script's own text has, every saved script is there."""
     text = (REPO / script).read_text()
     for word in words:
         if word.startswith("--") and word.partition("=")[0] not in text:
             return f"{script} has no option {word}"
+        # Commands are shown as they are given in the repository's top folder.
+        if "corpus/" in word and not (REPO / word).exists():
+            return f"there is no {word}"
     return None
 
 
@@ -103,15 +107,26 @@ def python(words: list[str]) -> str | None:
         return launcher(words[2:])
     if words[:2] == ["-m", "pip"]:
         return pip(words[2:])
-    if words[:1] == ["-m"] or words[:1] == ["-c"]:
-        if words[0] == "-c":
-            compile(words[1], "the page", "exec")
+    if words[:1] == ["-m"]:
+        return module_problem(words[1])
+    if words[:1] == ["-c"]:
+        compile(words[1], "the page", "exec")
         return None
     if not words or THEIRS.search(words[0]):
         return None
     if not (REPO / words[0]).is_file():
         return f"there is no {words[0]}"
     return options_problem(words[0], words[1:])
+
+
+def module_problem(name: str) -> str | None:
+    """A module that is run is Python's own, the reader's, or one of a package that we pin."""
+    pinned = "".join(path.read_text() for path in REPO.glob("requirements/*.txt"))
+    top = name.partition(".")[0]
+    known = top in sys.stdlib_module_names or THEIRS.search(name)
+    if known or re.search(rf"^{re.escape(top)}==", pinned, re.MULTILINE | re.IGNORECASE):
+        return None
+    return f"no package that we pin has a module {name}"
 
 
 def launcher(words: list[str]) -> str | None:
@@ -122,7 +137,9 @@ def launcher(words: list[str]) -> str | None:
     if words[:1] == ["-c"]:
         compile(words[1].replace("...", "pass"), "the page", "exec")
         return None
-    if words[:1] in (["-m"], ["-"], ["<"]) or (words and not words[0].startswith("-")):
+    if words[:1] == ["-m"]:
+        return module_problem(words[1])
+    if words[:1] in (["-"], ["<"]) or (words and not words[0].startswith("-")):
         return None
     return f"the launcher does not take {words}"
 

@@ -1,9 +1,9 @@
 """What the pages show is true: their Python blocks run, and print what they say they print.
 
 A Python block of any page is run as a program of its own: one that imports cpploop with python, any
-other with python and with `python -m cpploop`. Commands of console blocks are not run, but all that
-they name has to exist (shown_commands.py); an indented block is one of commands. A comment in
-front of a block may say more:
+other with python and with `python -m cpploop`. Of the commands of console blocks the launcher's are
+run; what the others name has to exist (shown_commands.py). An indented block is one of commands. A
+comment in front of a block may say more:
 
     <!-- not run: REASON -->     it is only shown
     <!-- needs: PACKAGE -->      it is run where that package is installed
@@ -17,13 +17,17 @@ A ```text block right behind a Python block is what the block prints. Blocks of 
 from __future__ import annotations
 
 import importlib
+import json
 import operator
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import textwrap
 import tomllib
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +40,7 @@ TESTS = Path(__file__).resolve().parent
 PAGES = [
     *(DOCS.parent / name for name in ("README.md", "ARCHITECTURE.md", "CHANGELOG.md")),
     *(DOCS.parent / name for name in ("CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md")),
+    *(DOCS.parent / f"tests/{name}/README.md" for name in ("conformance", "differential")),
     DOCS.parent / "tests/ecosystem/README.md",
     *sorted(DOCS.rglob("*.md")),
 ]
@@ -170,6 +175,51 @@ def test_launcher_page_says_which_loop(loop_name: str, tmp_path: Path) -> None:
     assert done.stdout == f"{loop_name}\n"
 
 
+LAUNCHES = [
+    pytest.param(line, id=f"{page}:{line}")
+    for page in ("launcher.md", "observability.md")
+    for block in blocks_of(DOCS / "guide" / page)
+    if block.language == "sh"
+    for line in block.text.splitlines()
+    if re.search(r"python -m cpploop (?!top\b)", line)
+]
+
+
+@pytest.mark.skipif("cpploop" not in support.selected_loops(), reason="it is cpploop's launcher")
+@pytest.mark.parametrize("line", LAUNCHES)
+def test_a_command_that_launches(line: str, tmp_path: Path) -> None:
+    """The shell runs it as it is shown; where it leaves a program out, there is one."""
+    (program,) = (
+        block.text
+        for block in blocks_of(DOCS / "guide" / "launcher.md")
+        if "# Prints" in block.text
+    )
+    (tmp_path / "package").mkdir()
+    for name in ("app.py", "package/module.py"):
+        (tmp_path / name).write_text(program)
+    # Not a link: an interpreter finds its environment by the path that it was started by.
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    python.chmod(0o755)
+    line = line.replace("; ...", "; import runpy; runpy.run_path('app.py', run_name='__main__')")
+    done = subprocess.run(
+        ["sh", "-c", line],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=30 * support.TIME_SCALE,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "cpploop\n", "")
+    if "CPPLOOP_TRACE=trace.json" in line:
+        events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+        assert any(event["name"] == "turn 1" for event in events)
+
+
+def test_the_commands_that_launch_are_found() -> None:
+    assert len(LAUNCHES) >= 5
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_what_a_command_names_exists(command: str) -> None:
     # DIR/run COMMAND of an environment made by scripts/venv.sh just runs the command.
@@ -183,9 +233,12 @@ def test_what_a_command_names_exists(command: str) -> None:
         "make no-such-target",
         "make docs NO_SUCH=1",
         ".ci/run no-such-step",
+        "python -m no_such_module",
+        "python -m cpploop -m no_such_module",
         "python -m cpploop --no-such-option",
         "python -m cpploop top --no-such-option",
         "python examples/no_such_file.py",
+        "python tests/differential/run.py --replay corpus/tls_ends.txt",
         "pip install cpploop[no-such-extra]",
         "CPPLOOP_NO_SUCH=1 python app.py",
         "uvicorn app:app --loop cpploop:no_such_factory",
@@ -213,6 +266,30 @@ def test_indented_blocks_are_found() -> None:
         None,
     ]
     assert "make test" in next(block.text for block in blocks_of(page) if block.language == "sh")
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_the_packages_that_a_page_lists_are_enough(name: str, tmp_path: Path) -> None:
+    """Where nothing is installed, `make test` asks for no package that the page leaves out."""
+    makefile = (DOCS.parent / "Makefile").read_text()
+    (asks,) = re.findall(r"^test-core:.*\n\t@(scripts/need\.sh .*)$", makefile, re.M)
+    bash = shutil.which("bash")
+    assert bash is not None
+    told = subprocess.run(
+        [bash, *shlex.split(asks)],
+        cwd=DOCS.parent,
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    ).stderr
+    # CMake asks for the library without which io_uring is left out.
+    told += (DOCS.parent / "cmake" / "Liburing.cmake").read_text()
+    asked = {
+        word for line in re.findall(r"apt-get install ([\w+ -]+)", told) for word in line.split()
+    }
+    assert {"g++", "ninja-build", "libgtest-dev", "liburing-dev"} <= asked
+    (listed,) = re.findall(r"`(?:apt-get install )?(g\+\+ .*)`", (DOCS.parent / name).read_text())
+    assert asked | {"make"} <= set(listed.split())
 
 
 def measured() -> dict[str, dict[str, str]]:
@@ -272,6 +349,31 @@ def test_the_commands_for_servers_are_found(monkeypatch: pytest.MonkeyPatch) -> 
     command = suite.SERVERS["gunicorn"][0]("1234")
     assert "worker.CpploopWorker" in command and "127.0.0.1:1234" in command
     assert "class CpploopWorker" in suite.worker_of_guide()
+    program = suite.SERVERS["uvicorn-run"][0]("1234")[-1]
+    assert 'uvicorn.run("served_app:app", port=1234, loop="cpploop:new_event_loop")' in program
+    program = suite.SERVERS["aiohttp"][0]("1234")[-1]
+    assert "served_app.make_aiohttp()" in program and "port=1234, loop=" in program
+    # The other page's table shows the same calls, of an application by its name.
+    start, servers = ((DOCS / f"guide/{name}.md").read_text() for name in ("start", "http-servers"))
+    for call in re.findall(r"^(?:uvicorn|web)\.run.*$", start, re.M):
+        assert f"`{call.replace('web.Application()', 'app')}`" in servers
+
+
+def test_a_wheel_holds_the_licence_of_what_is_linked_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """liburing's asks for its notice in every copy, and scripts/wheels.py for both in a wheel."""
+    monkeypatch.syspath_prepend(DOCS.parent / "scripts")
+    wheels = importlib.import_module("wheels")
+    notice = (DOCS.parent / "licenses" / "liburing.txt").read_text()
+    assert "Jens Axboe" in notice and "Permission is hereby granted" in notice
+    wheel = tmp_path / "cpploop-0.1.0-cp313-cp313-linux_x86_64.whl"
+    found = []
+    for name in ("LICENSE", "licenses/liburing.txt"):
+        with zipfile.ZipFile(wheel, "a") as archive:
+            archive.writestr(f"cpploop-0.1.0.dist-info/licenses/{name}", "")
+        found.append(list(wheels.licence_problems(wheel)))
+    assert found == [["lacks the licence licenses/liburing.txt"], []]
 
 
 def test_the_reference_has_every_public_name() -> None:

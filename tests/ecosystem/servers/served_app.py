@@ -23,6 +23,12 @@ async def _answer(path: str) -> bytes:
         # A file per request says that it has arrived.
         Path(os.environ["SERVED_MARKS"], path.rpartition("/")[2]).touch()
         await asyncio.sleep(SLOW_S)
+    if path.startswith("/held/"):
+        # Until whoever asked takes the file away.
+        mark = Path(os.environ["SERVED_MARKS"], path.rpartition("/")[2])
+        mark.touch()
+        while mark.exists():
+            await asyncio.sleep(0.05)
     return _describe()
 
 

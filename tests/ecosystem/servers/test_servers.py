@@ -1,7 +1,8 @@
 """Servers and launchers: which loop serves, and what becomes of requests when they are told to end.
 
 Run by `tests/ecosystem/run.py servers`, in an environment of its own. gunicorn, hypercorn and
-granian are started by the commands of docs/guide/http-servers.md.
+granian are started by the commands of docs/guide/http-servers.md, aiohttp and one uvicorn by the
+programs of docs/guide/start.md.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,13 @@ from processes import PATIENCE_S, eventually, free_port, kill, start
 
 HERE = Path(__file__).resolve().parent
 GUIDE = HERE.parents[2] / "docs" / "guide" / "http-servers.md"
+START = GUIDE.with_name("start.md")
 REQUESTS = 8
 
 PYTHON = [sys.executable]
 LAUNCHER = [*PYTHON, "-m", "cpploop"]
 FACTORY = "cpploop:new_event_loop"
 APP = "served_app:app"
-
-RUN_AIOHTTP = """
-import sys, cpploop, served_app
-from aiohttp import web
-web.run_app(served_app.make_aiohttp(), host="127.0.0.1", port=int(sys.argv[1]),
-            loop=cpploop.new_event_loop())
-"""
 
 
 def from_guide(program: str, *more: str) -> Callable[[str], list[str]]:
@@ -46,6 +41,14 @@ def from_guide(program: str, *more: str) -> Callable[[str], list[str]]:
     words = [APP if word == "app:app" else word for word in shlex.split(shown)]
     assert APP in words and "8000" in shown, shown
     return lambda port: [*PYTHON, *(word.replace("8000", port) for word in words), *more]
+
+
+def program_of_guide(theirs: str, ours: str) -> Callable[[str], list[str]]:
+    """The program of start.md that serves THEIRS; it serves OURS instead, and on a port of ours."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", START.read_text(), re.M | re.S)
+    (shown,) = (block for block in blocks if f"({theirs}, loop=" in block)
+    program = f"import served_app\n{shown.replace(theirs, ours)}"
+    return lambda port: [*PYTHON, "-c", program.replace("loop=", f"port={port}, loop=")]
 
 
 def worker_of_guide() -> str:
@@ -69,12 +72,16 @@ SERVERS: dict[str, tuple[Callable[[str], list[str]], int]] = {
         ],
         2,
     ),
+    "uvicorn-run": (program_of_guide('"app:app"', f'"{APP}"'), 1),
     # Without its socket for control, which would lie in a folder of the user's.
     "gunicorn": (from_guide("gunicorn", "--no-control-socket"), 2),
     # By itself it waits for three seconds, of which the slow requests take half.
     "hypercorn": (from_guide("hypercorn", "--graceful-timeout", "10"), 1),
     "granian": (from_guide("granian"), 2),
-    "aiohttp": (lambda port: [*PYTHON, "-c", RUN_AIOHTTP, port], 1),
+    "aiohttp": (
+        program_of_guide("web.Application()", 'served_app.make_aiohttp(), host="127.0.0.1"'),
+        1,
+    ),
     "aiohttp-launcher": (
         lambda port: [
             *(*LAUNCHER, "-m", "aiohttp.web", "served_app:make_aiohttp"),
@@ -179,8 +186,29 @@ def test_requests_in_flight_are_answered(name: str, way: str, tmp_path: Path) ->
         assert "Traceback" not in server.log.read_text()
 
 
+@contextlib.contextmanager
+def held(server: Server, name: str) -> Iterator[Future[Any]]:
+    """A request that is in flight while uvicorn is told to end, and is answered after the block."""
+    waiting = "Waiting for connections to close"
+    before = server.log.read_text().count(waiting)
+    with ThreadPoolExecutor(1) as threads:
+        answer = threads.submit(get, server.port, f"/held/{name}")
+        try:
+            eventually((server.marks / name).exists, "a request in flight")
+            yield answer
+            # So it says itself, whichever way it was told.
+            eventually(
+                lambda: server.log.read_text().count(waiting) > before,
+                f"waiting for the request; {server.log.read_text()}",
+            )
+            assert not answer.done()
+        finally:
+            (server.marks / name).unlink(missing_ok=True)
+        assert answer.result(PATIENCE_S)["loop"] == "cpploop._loop.Loop"
+
+
 def test_uvicorn_reload(tmp_path: Path) -> None:
-    """After a change another process serves, on cpploop again."""
+    """After a change another process serves, on cpploop again; nobody goes without an answer."""
     (tmp_path / "changing.py").write_text("from served_app import app\n")
     port = free_port()
     command = [*PYTHON, "-m", "uvicorn", "changing:app", "--loop", FACTORY, "--port", port]
@@ -190,10 +218,13 @@ def test_uvicorn_reload(tmp_path: Path) -> None:
         assert loop == "cpploop._loop.Loop"
 
         # Once: a second reload under way would be what Ctrl-C interrupts.
-        (tmp_path / "changing.py").write_text("from served_app import app\n# changed\n")
+        with held(server, "reload") as answer:
+            (tmp_path / "changing.py").write_text("from served_app import app\n# changed\n")
+        assert answer.result()["pid"] == first
         eventually(lambda: first not in server.loops(), "another process")
         assert set(server.loops().values()) == {"cpploop._loop.Loop"}
-        os.killpg(server.process.pid, signal.SIGINT)
+        with held(server, "Ctrl-C"):
+            os.killpg(server.process.pid, signal.SIGINT)
         assert server.process.wait(PATIENCE_S) == 0, server.log.read_text()
         assert "Traceback" not in server.log.read_text()
     finally:
