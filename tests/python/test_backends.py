@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -206,6 +207,141 @@ def test_a_loop_made_here_and_run_there(ring_loop: Any) -> None:
 
     loop.run_until_complete(back())
     assert far.recv(1) == b""
+    far.close()
+
+
+async def ringed(loop: Any, rec: Recorder, far: socket.socket, near: socket.socket) -> Any:
+    """A transport over NEAR that the ring receives for, because its messages are small."""
+    near.setblocking(False)
+    transport, _ = await loop.create_connection(lambda: rec, sock=near)
+    for i in range(20):
+        far.send(b".")
+        await rec.until_received(i + 1)
+    return transport
+
+
+def in_a_thread(loop: Any, main: Any) -> None:
+    thread = threading.Thread(target=lambda: loop.run_until_complete(main))
+    thread.start()
+    thread.join(20 * support.TIME_SCALE)
+    assert not thread.is_alive()
+
+
+def test_threads_one_after_the_other(ring_loop: Any) -> None:
+    """The next thread is given the identifier of one that has ended; to the kernel they are two."""
+    loop = ring_loop
+    rec = Recorder()
+    near, far = socket.socketpair()
+    made = loop.run_until_complete(ringed(loop, rec, far, near))
+    for i in range(3):
+        far.send(b"next")
+        cpu = time.process_time()
+        in_a_thread(loop, asyncio.wait_for(rec.until_received(24 + 4 * i), 5 * support.TIME_SCALE))
+        in_a_thread(loop, asyncio.sleep(0.2))
+        assert time.process_time() - cpu < 0.15 * support.TIME_SCALE
+        assert loop._backend == "io_uring"
+
+    async def end() -> None:
+        made.close()
+        await rec.until("connection_lost")
+
+    loop.run_until_complete(end())
+    far.close()
+
+
+LATE_FILTER = """
+import asyncio, errno, socket, sys, time
+import cpploop, fence
+from support import Recorder
+from test_backends import ringed
+
+async def main(what):
+    loop = asyncio.get_running_loop()
+    assert loop._backend == "io_uring"
+    rec = Recorder()
+    near, far = socket.socketpair()
+    transport = await ringed(loop, rec, far, near)
+    one, other = socket.socketpair()
+    one.setblocking(False)
+    if what == "set":
+        # So often in a row that the loop waits in the set.
+        for _ in range(30):
+            loop.call_later(0.001, other.send, b"w")
+            assert await loop.sock_recv(one, 10) == b"w"
+    fence.refuse(["io_uring_enter"], errno.EPERM)
+    cpu = time.process_time()
+    transport.write(b"held, or not")
+    far.send(b"through the filter")
+    await asyncio.wait_for(rec.until_received(38), 5)
+    assert far.recv(100) == b"held, or not"
+    other.send(b"w")
+    assert await asyncio.wait_for(loop.sock_recv(one, 10), 5) == b"w"
+    await asyncio.sleep(0.3)
+    assert time.process_time() - cpu < 0.2, "the loop spins"
+    print(loop._backend)
+    transport.close()
+    await rec.until("connection_lost")
+
+asyncio.run(main(sys.argv[1]), loop_factory=cpploop.new_event_loop)
+"""
+
+
+@pytest.mark.parametrize("what", ["ring", "set"])
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="asyncio.run() has no loop_factory")
+def test_a_filter_that_comes_later(ring_loop: Any, what: str) -> None:
+    """The loop goes on with epoll, and says so; nothing is lost, nothing spins."""
+    result = support.run_script(
+        LATE_FILTER, what, env={"CPPLOOP_BACKEND": "io_uring"}, loop="cpploop", check=False
+    )
+    if result.returncode == fence.CANNOT:
+        pytest.skip(result.stdout.strip())
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout == "epoll\n"
+
+
+def test_a_server_closed_by_another_thread_refuses_at_once(ring_loop: Any) -> None:
+    """What the ring has under way holds the listener open until its thread ends it."""
+    loop = ring_loop
+
+    async def main() -> None:
+        server = await loop.create_server(Recorder, "127.0.0.1", 0)
+        address = server.sockets[0].getsockname()
+        refused = loop.run_in_executor(None, close_and_try, server, address)
+        assert await refused
+
+    def close_and_try(server: Any, address: Any) -> bool:
+        # The loop has nothing to do but to wait.
+        time.sleep(0.1 * support.TIME_SCALE)
+        server.close()
+        deadline = time.monotonic() + 5 * support.TIME_SCALE
+        while time.monotonic() < deadline:
+            try:
+                socket.create_connection(address, timeout=1).close()
+            except ConnectionRefusedError:
+                return True
+        return False
+
+    loop.run_until_complete(main())
+
+
+def test_a_number_lost_to_its_owner_is_told_of(ring_loop: Any) -> None:
+    """The caller closes the socket it gave; the transport hears of that when it reads again."""
+    loop = ring_loop
+    rec = Recorder()
+    near, far = socket.socketpair()
+
+    async def main() -> int:
+        transport = await ringed(loop, rec, far, near)
+        transport.pause_reading()
+        await asyncio.sleep(0.01)
+        near.close()
+        transport.resume_reading()
+        await asyncio.wait_for(rec.until("connection_lost"), 5 * support.TIME_SCALE)
+        turns = int(loop.metrics().turns)
+        await asyncio.sleep(0.3)
+        return int(loop.metrics().turns) - turns
+
+    assert loop.run_until_complete(main()) < 20
     far.close()
 
 
