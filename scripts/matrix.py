@@ -25,6 +25,7 @@ import hashlib
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -116,6 +117,7 @@ class Matrix:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **environment},
+                preexec_fn=hear_interrupts,
                 check=False,
             )
         row.seconds = time.monotonic() - started
@@ -157,6 +159,12 @@ class Matrix:
         rows = sorted([*new, *kept], key=lambda row: (row[0] != "none", row[:2]))
         lines += map(table_line, rows)
         self.out.write_text("\n".join(lines) + "\n")
+
+
+def hear_interrupts() -> None:
+    """A job in the background ignores Ctrl-C, and so would what its tests start."""
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def today() -> str:

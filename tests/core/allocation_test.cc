@@ -106,10 +106,18 @@ TEST(AllocationTest, WhatAWaitFoundIsThereWhenItCouldNotBeQueued) {
   ASSERT_EQ(::send(pair.far_end.get(), "x", 1, MSG_NOSIGNAL), 1);
   backend.apply_changes();
   ASSERT_TRUE(backend.wait(-1).ok());
-  ReadyQueue ready;
+  ReadyQueue full;
   g_until_failure = 0;
-  EXPECT_THROW(backend.collect(ready), std::bad_alloc);
+  try {
+    for (;;) {
+      full.push(ReadyEntry{});
+    }
+  } catch (const std::bad_alloc&) {
+  }
+  g_until_failure = 0;
+  EXPECT_THROW(backend.collect(full), std::bad_alloc);
   g_until_failure = -1;
+  ReadyQueue ready;
   backend.apply_changes();
   ASSERT_TRUE(backend.wait(-1).ok());
   backend.collect(ready);

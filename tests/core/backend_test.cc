@@ -906,6 +906,9 @@ TEST(KernelBackend, DetachingLeavesTheNextUserOfTheNumberRegistered) {
   backend.detach(first);
   reused.make_readable();
   EXPECT_EQ(backend.wait(0).value, 1);
+  ReadyQueue ready;
+  backend.collect(ready);
+  EXPECT_EQ(ready.size(), 1U);
   backend.detach(second);
   EXPECT_EQ(backend.wait(0).value, 0);
 }
