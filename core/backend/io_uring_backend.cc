@@ -99,6 +99,7 @@ void IoUringBackend::close() noexcept {
     end_what_is_under_way();
   }
   ring_.reset();
+  notices_.reset();
   lines_.clear();
   found_.clear();
   again_.clear();
