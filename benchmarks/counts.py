@@ -25,6 +25,9 @@ from served import ServedCells, ServerFailed, Window
 if TYPE_CHECKING:
     from run import RowRun
 
+# What repeats something; what is measured once has no operations to divide by.
+Counted = Served | Repeated
+
 # The seconds of load of the two runs. Under callgrind a server is some fifty times slower.
 SYSCALL_WINDOWS = (0.5, 1.5)
 INSTRUCTION_WINDOWS = (2.0, 6.0)
@@ -54,13 +57,13 @@ def fill(runs: Sequence[RowRun], cells: ServedCells) -> None:
 
 
 def can_count(row: Row) -> bool:
-    """Whether the row repeats something; what is measured once has no operations to divide by."""
-    return isinstance(row.run, Served | Repeated)
+    """Whether --counts has something to say of the row."""
+    return isinstance(row.run, Counted)
 
 
 def count(row: Row, name: str, cells: ServedCells) -> dict[str, Any]:
     """Both counts of a cell, or the reason why one is not there."""
-    assert isinstance(row.run, Served | Repeated), f"{row.name} repeats nothing"
+    assert isinstance(row.run, Counted), f"{row.name} repeats nothing"
     found: dict[str, Any] = {}
     for kind, tool in (("syscalls", _syscalls), ("instructions", _instructions)):
         try:
@@ -78,7 +81,7 @@ def per_request(short: tuple[int, int], long: tuple[int, int]) -> float:
     return round((long[0] - short[0]) / requests, 3)
 
 
-def _syscalls(run: Served | Repeated, name: str, cells: ServedCells) -> float:
+def _syscalls(run: Counted, name: str, cells: ServedCells) -> float:
     pairs = []
     with tempfile.TemporaryDirectory(prefix="cpploop-bench-") as folder:
         for seconds in SYSCALL_WINDOWS:
@@ -101,7 +104,7 @@ def _total(table: Path) -> int:
     raise CountFailed("strace gives no total")
 
 
-def _instructions(run: Served | Repeated, name: str, cells: ServedCells) -> float:
+def _instructions(run: Counted, name: str, cells: ServedCells) -> float:
     pairs = []
     for seconds in INSTRUCTION_WINDOWS:
         requests, stderr = _made(run, name, cells, callgrind.command(), seconds)
@@ -113,7 +116,7 @@ def _instructions(run: Served | Repeated, name: str, cells: ServedCells) -> floa
 
 
 def _made(
-    run: Served | Repeated, name: str, cells: ServedCells, prefix: Sequence[str], seconds: float
+    run: Counted, name: str, cells: ServedCells, prefix: Sequence[str], seconds: float
 ) -> tuple[int, str]:
     """Requests or operations of a process that is started through `prefix`, and what it wrote."""
     if isinstance(run, Served):

@@ -625,20 +625,13 @@ PyObject* Loop::add_watcher(int fd, Wanted what, PyObject* callback, PyObject* c
 }
 
 bool Loop::watch_process(pid_t process, PyObject* callback) {
-  Ref handle = Ref::steal(new_handle(state_, {self_, callback, nullptr, 0, nullptr}));
-  if (!handle) {
-    return false;
-  }
-  if (const int error = engine_.processes().add(process, handle.get()); error != 0) {
-    py::set_os_error(error);
-    return false;
-  }
-  (void)handle.release();  // The watchers' now.
-  return true;
+  const Ref handle = Ref::steal(new_handle(state_, {self_, callback, nullptr, 0, nullptr}));
+  return handle &&
+         added_watcher(engine_.watchers().add_process(process, handle.get()), handle.get());
 }
 
 void Loop::unwatch_process(pid_t process) noexcept {
-  const Ref handle = Ref::steal(as_object(engine_.processes().remove(process)));
+  const Ref handle = Ref::steal(as_object(engine_.watchers().remove_process(process)));
 }
 
 bool Loop::watch(int fd, Wanted what, PyObject* operation) {
@@ -847,7 +840,6 @@ int Loop::traverse(visitproc visit, void* arg) {
   engine_.inbox().for_each(visit_entry);
   engine_.timers().for_each([&](Token token, std::int64_t) { visit_one(as_object(token)); });
   engine_.watchers().for_each([&](Token token) { visit_one(as_object(token)); });
-  engine_.processes().for_each([&](Token token) { visit_one(as_object(token)); });
   for (PyObject* transport : transports_) {
     visit_one(transport);
   }

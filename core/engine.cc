@@ -21,18 +21,13 @@ void bring_near(Token token) noexcept {
 
 }  // namespace
 
-Engine::Engine(Host& host, BackendChoice choice)
-    : host_(host), watchers_(*this), processes_(*this) {
+Engine::Engine(Host& host, BackendChoice choice) : host_(host), watchers_(*this) {
   inbox_ = std::make_unique<WakeupInbox>();
   backend_ = make_backend(choice, inbox_->fd());
 }
 
 Engine::Engine(Host& host, std::unique_ptr<WakeupInbox> inbox, std::unique_ptr<Backend> backend)
-    : host_(host),
-      inbox_(std::move(inbox)),
-      backend_(std::move(backend)),
-      watchers_(*this),
-      processes_(*this) {}
+    : host_(host), inbox_(std::move(inbox)), backend_(std::move(backend)), watchers_(*this) {}
 
 Engine::~Engine() = default;
 
@@ -438,7 +433,6 @@ void Engine::close() {
   inbox_->drain_into(ready_);
   std::vector<Token> tokens = take_timers();
   watchers_.take_all(tokens);
-  processes_.take_all(tokens);
   backend_->close();
   std::vector<NativeCallback*> natives = std::exchange(next_events_, {});
   while (!ready_.empty()) {

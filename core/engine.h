@@ -8,7 +8,6 @@
 #include "core/backend/backend.h"
 #include "core/backend/choice.h"
 #include "core/metrics.h"
-#include "core/net/process_watchers.h"
 #include "core/net/readiness_watchers.h"
 #include "core/os/clock.h"
 #include "core/os/process.h"
@@ -63,7 +62,6 @@ class Engine {
   [[nodiscard]] Host& host() noexcept { return host_; }
   [[nodiscard]] Backend& backend() noexcept { return *backend_; }
   [[nodiscard]] ReadinessWatchers& watchers() noexcept { return watchers_; }
-  [[nodiscard]] ProcessWatchers& processes() noexcept { return processes_; }
   [[nodiscard]] const ReadinessWatchers& watchers() const noexcept { return watchers_; }
   [[nodiscard]] TimerHeap& timers() noexcept { return timers_; }
   [[nodiscard]] WakeupInbox& inbox() noexcept { return *inbox_; }
@@ -192,7 +190,6 @@ class Engine {
   std::vector<NativeCallback*> next_events_;
   TimerHeap timers_;
   ReadinessWatchers watchers_;
-  ProcessWatchers processes_;
   Clock* clock_ = nullptr;
   Clock* writing_clock_ = nullptr;
   std::vector<StreamSocket*> flush_list_;

@@ -306,15 +306,10 @@ void IoUringBackend::arm(const Channel& channel, Line& line, Op op) noexcept {
     return;  // Under way already, or being cancelled: its end makes the channel dirty again.
   }
   const std::uint64_t user_data = pack(channel.id, op);
-  const auto prepare = [&]() -> bool {
+  const bool prepared = prepare_with_room([&] {
     return op == Op::receive ? ring_->receive_many(channel.fd, user_data)
                              : ring_->poll(channel.fd, op == Op::poll_in, user_data);
-  };
-  bool prepared = prepare();
-  if (!prepared) {
-    submit_all();
-    prepared = prepare();
-  }
+  });
   if (prepared) {
     line.armed |= bit(op);
     ++under_way_;
@@ -323,19 +318,19 @@ void IoUringBackend::arm(const Channel& channel, Line& line, Op op) noexcept {
   }
 }
 
+bool IoUringBackend::prepare_cancel(std::uint64_t operation) noexcept {
+  return prepare_with_room([&] { return ring_->cancel(operation, pack(kNobody, Op::cancel)); });
+}
+
 void IoUringBackend::cancel(Line& line, Op op) noexcept {
   if ((line.armed & bit(op)) == 0 || (line.cancelled & bit(op)) != 0) {
     return;
   }
-  const std::uint64_t target = pack(line.id, op);
-  if (!ring_->cancel(target, pack(kNobody, Op::cancel))) {
-    submit_all();
-    if (!ring_->cancel(target, pack(kNobody, Op::cancel))) {
-      retry(line.id);
-      return;
-    }
+  if (prepare_cancel(pack(line.id, op))) {
+    line.cancelled |= bit(op);
+  } else {
+    retry(line.id);
   }
-  line.cancelled |= bit(op);
 }
 
 void IoUringBackend::cancel_all(Line& line) noexcept {
@@ -361,14 +356,8 @@ void IoUringBackend::orphan(const Line& line) noexcept {
 
 void IoUringBackend::cancel_orphans() noexcept {
   std::size_t done = 0;
-  for (; done < orphans_.size(); ++done) {
-    const auto prepare = [&] { return ring_->cancel(orphans_[done], pack(kNobody, Op::cancel)); };
-    if (!prepare()) {
-      submit_all();
-      if (!prepare()) {
-        break;  // The others with the next poll.
-      }
-    }
+  while (done < orphans_.size() && prepare_cancel(orphans_[done])) {
+    ++done;  // What is left, with the next poll.
   }
   orphans_.erase(orphans_.begin(), orphans_.begin() + static_cast<std::ptrdiff_t>(done));
 }
@@ -419,11 +408,7 @@ void IoUringBackend::tell_receive(Channel& channel, Line& line) noexcept {
 
 void IoUringBackend::arm_own_polls() noexcept {
   const auto armed = [this](int fd, Op op) {
-    if (ring_->poll(fd, true, pack(kNobody, op))) {
-      return true;
-    }
-    submit_all();
-    return ring_->poll(fd, true, pack(kNobody, op));
+    return prepare_with_room([&] { return ring_->poll(fd, true, pack(kNobody, op)); });
   };
   if (!wake_armed_) {
     wake_armed_ = armed(wakeup_fd_, Op::wake);
@@ -522,11 +507,8 @@ bool IoUringBackend::prepare_send(Channel& channel) noexcept {
     message.msg_iovlen = parts.size();
     return ring_->send_message(channel.fd, &message, user_data);
   };
-  if (!prepare()) {
-    submit_all();
-    if (!prepare()) {
-      return false;
-    }
+  if (!prepare_with_room(prepare)) {
+    return false;
   }
   outgoing_[sends_out_++] = {channel.id, ring_->prepared() - 1, static_cast<std::int32_t>(size),
                              kUnsettled};

@@ -112,6 +112,7 @@ class IoUringBackend final : public EpollBackend {
   void tell(Channel& channel, Line& line) noexcept;
   void tell_receive(Channel& channel, Line& line) noexcept;
   void arm(const Channel& channel, Line& line, Op op) noexcept;
+  [[nodiscard]] bool prepare_cancel(std::uint64_t operation) noexcept;
   void cancel(Line& line, Op op) noexcept;
   void cancel_all(Line& line) noexcept;
   void orphan(const Line& line) noexcept;
@@ -119,6 +120,15 @@ class IoUringBackend final : public EpollBackend {
   // The kernel took nothing for this channel: the next poll tries again, and does not wait.
   void retry(ChannelId id) noexcept;
   void submit_all() noexcept;
+  // Has `prepare` put an operation into the queue; a full one is submitted first.
+  template <typename Prepare>
+  [[nodiscard]] bool prepare_with_room(Prepare prepare) noexcept {
+    if (prepare()) {
+      return true;
+    }
+    submit_all();
+    return prepare();
+  }
   void arm_own_polls() noexcept;
   // Where to wait: true for the set. Has the ring give notice to the set, and ends that.
   [[nodiscard]] bool choose_set() noexcept;

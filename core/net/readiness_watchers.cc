@@ -1,5 +1,6 @@
 #include "core/net/readiness_watchers.h"
 
+#include <algorithm>
 #include <cassert>
 #include <cerrno>
 #include <utility>
@@ -76,6 +77,41 @@ Token ReadinessWatchers::rest(int fd) noexcept {
   return std::exchange(watcher->reader, nullptr);
 }
 
+ReadinessWatchers::Watcher* ReadinessWatchers::find_process(pid_t process) const noexcept {
+  const auto found = std::find_if(processes_.begin(), processes_.end(), [&](const auto& watcher) {
+    return watcher->channel.attached() && watcher->channel.fd == process;
+  });
+  return found == processes_.end() ? nullptr : found->get();
+}
+
+ReadinessWatchers::Added ReadinessWatchers::add_process(pid_t process, Token token) {
+  Backend& backend = engine_.backend();
+  if (!backend.watches_processes()) {
+    return {ENOSYS, nullptr};
+  }
+  if (find_process(process) != nullptr) {
+    return {EEXIST, nullptr};
+  }
+  auto unused = std::find_if(processes_.begin(), processes_.end(),
+                             [](const auto& watcher) { return !watcher->channel.attached(); });
+  if (unused == processes_.end()) {
+    unused = processes_.insert(unused, std::make_unique<Watcher>(engine_));
+  }
+  Watcher& watcher = **unused;
+  backend.attach(watcher.channel, process, Channel::Kind::process, &watcher);
+  return settle(watcher, kWantReadable, token, backend.watch(watcher.channel, kWantReadable));
+}
+
+Token ReadinessWatchers::remove_process(pid_t process) noexcept {
+  Watcher* watcher = find_process(process);
+  if (watcher == nullptr) {
+    return nullptr;
+  }
+  engine_.backend().detach(watcher->channel);
+  --count_;
+  return std::exchange(watcher->reader, nullptr);
+}
+
 void ReadinessWatchers::look_again(int fd) noexcept {
   if (Watcher* watcher = find(fd); watcher != nullptr && watcher->channel.edge) {
     (void)engine_.backend().watch(watcher->channel, kWantReadable);
@@ -103,17 +139,14 @@ Token ReadinessWatchers::at(int fd, Wanted what) const noexcept {
 
 void ReadinessWatchers::take_all(std::vector<Token>& removed) {
   removed.reserve(removed.size() + count_);
-  for (const auto& watcher : by_fd_) {
-    if (watcher == nullptr) {
-      continue;
-    }
+  for_each_watcher([&](Watcher& watcher) {
     for (const Wanted what : {kWantReadable, kWantWritable}) {
-      if (watcher->slot(what) != nullptr) {
-        removed.push_back(std::exchange(watcher->slot(what), nullptr));
+      if (watcher.slot(what) != nullptr) {
+        removed.push_back(std::exchange(watcher.slot(what), nullptr));
       }
     }
-    engine_.backend().detach(watcher->channel);
-  }
+    engine_.backend().detach(watcher.channel);
+  });
   count_ = 0;
 }
 

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <sys/types.h>
+
 #include <memory>
 #include <vector>
 
@@ -10,8 +12,9 @@ namespace cpploop {
 class Engine;
 
 // The callbacks of add_reader() and add_writer(), by descriptor. The descriptors are the user's:
-// they may be closed and their numbers given to other files without a word to us. Belongs to the
-// loop's thread.
+// they may be closed and their numbers given to other files without a word to us. And the callbacks
+// that wait for the end of a child process, where the backend is told of that by the child's
+// number. Belongs to the loop's thread.
 class ReadinessWatchers {
  public:
   explicit ReadinessWatchers(Engine& engine) noexcept : engine_(engine) {}
@@ -32,6 +35,10 @@ class ReadinessWatchers {
   // when the number stands for the file that it stood for at the last rest().
   [[nodiscard]] Added add_after_read(int fd, Token token, bool same_file);
   [[nodiscard]] Token rest(int fd) noexcept;
+  // The end of a child, which is told once. Besides what add() reports ENOSYS, where the backend
+  // watches no processes, and EEXIST for one that is watched already.
+  [[nodiscard]] Added add_process(pid_t process, Token token);
+  [[nodiscard]] Token remove_process(pid_t process) noexcept;
   // Has the kernel tell the reader again of what is there already.
   void look_again(int fd) noexcept;
   [[nodiscard]] bool has(int fd, Wanted what) const noexcept { return at(fd, what) != nullptr; }
@@ -55,16 +62,13 @@ class ReadinessWatchers {
 
   template <typename Visitor>
   void for_each(Visitor visit) const {
-    for (const auto& watcher : by_fd_) {
-      if (watcher != nullptr) {
-        if (watcher->reader != nullptr) {
-          visit(watcher->reader);
-        }
-        if (watcher->writer != nullptr) {
-          visit(watcher->writer);
+    for_each_watcher([&](const Watcher& watcher) {
+      for (const Token token : {watcher.reader, watcher.writer}) {
+        if (token != nullptr) {
+          visit(token);
         }
       }
-    }
+    });
   }
 
  private:
@@ -84,6 +88,16 @@ class ReadinessWatchers {
     Token writer = nullptr;
   };
 
+  template <typename Visitor>
+  void for_each_watcher(Visitor visit) const {
+    for (const auto* watchers : {&by_fd_, &processes_}) {
+      for (const auto& watcher : *watchers) {
+        if (watcher != nullptr) {
+          visit(*watcher);
+        }
+      }
+    }
+  }
   // Null for a number that is not open.
   [[nodiscard]] Watcher* attached_watcher(int fd);
   [[nodiscard]] Added settle(Watcher& watcher, Wanted what, Token token, int error) noexcept;
@@ -93,8 +107,13 @@ class ReadinessWatchers {
                : nullptr;
   }
 
+  [[nodiscard]] Watcher* find_process(pid_t process) const noexcept;
+
   Engine& engine_;
   std::vector<std::unique_ptr<Watcher>> by_fd_;
+  // In no order. One that is not attached is the next child's: its memory outlives what it is in
+  // the middle of telling.
+  std::vector<std::unique_ptr<Watcher>> processes_;
   std::size_t count_ = 0;  // Tokens held.
 };
 

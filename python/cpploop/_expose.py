@@ -59,8 +59,9 @@ def folder() -> Path:
     return path
 
 
-def default_path(pid: int) -> Path:
-    return folder() / f"{pid}.sock"
+def default_path(name: int | str) -> Path:
+    """Of the socket that ``top`` finds by this name: a process's number, or that and "-2"."""
+    return folder() / f"{name}.sock"
 
 
 class Exposure:

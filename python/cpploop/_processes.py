@@ -164,24 +164,16 @@ class _UnixSubprocessTransport(_AsyncioTransport):
         returncode = self._reap(self._loop)
         if returncode is None:
             # Woken for nothing; or told by a kqueue, which tells once, before there was a status.
-            if self._watched_by_number:
+            if self._pidfd < 0:
                 self._stop_watching()
                 try:
                     self._watch_in_thread()
                 except RuntimeError:
-                    # No thread to be had.
-                    self._loop.call_later(_SECONDS_BETWEEN_LOOKS, self._look)
+                    # No thread to be had yet, and nobody else tells of the end any more.
+                    self._loop.call_later(_SECONDS_BETWEEN_LOOKS, self._ended)
             return
         self._stop_watching()
         self._loop._child_watcher_callback(self._pid, returncode, self)
-
-    def _look(self) -> None:
-        """Ask for the status until there is one: nobody tells of the end any more."""
-        returncode = self._reap(self._loop)
-        if returncode is None:
-            self._loop.call_later(_SECONDS_BETWEEN_LOOKS, self._look)
-        else:
-            self._loop._child_watcher_callback(self._pid, returncode, self)
 
     def _stop_watching(self) -> None:
         if self._pidfd >= 0:

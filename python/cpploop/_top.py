@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ._expose import folder, peer
+from ._expose import default_path, folder, peer
 
 USAGE = """\
 usage: python -m cpploop top [--once] [PID | PID-N | SOCKET]
@@ -106,7 +106,7 @@ def _is_process(pid: int) -> bool:
 
 
 def _looks(where: str) -> Iterator[dict[str, Any]]:
-    path = str(folder() / f"{where}.sock") if _NAME.fullmatch(where) else where
+    path = str(default_path(where)) if _NAME.fullmatch(where) else where
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(10)
         connection.connect(path)

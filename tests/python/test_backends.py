@@ -7,7 +7,6 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -282,12 +281,12 @@ async def main(what):
     transport.close()
     await rec.until("connection_lost")
 
-asyncio.run(main(sys.argv[1]), loop_factory=cpploop.new_event_loop)
+with asyncio.Runner(loop_factory=cpploop.new_event_loop) as runner:
+    runner.run(main(sys.argv[1]))
 """
 
 
 @pytest.mark.parametrize("what", ["ring", "set"])
-@pytest.mark.skipif(sys.version_info < (3, 12), reason="asyncio.run() has no loop_factory")
 def test_a_filter_that_comes_later(ring_loop: Any, what: str) -> None:
     """The loop goes on with epoll, and says so; nothing is lost, nothing spins."""
     result = support.run_script(

@@ -410,6 +410,46 @@ def test_wait_for_around_a_start(run: Any) -> None:
     run(main)
 
 
+@only("cpploop")
+@pytest.mark.parametrize("refusals", [0, 2], ids=["a thread", "no thread at first"])
+def test_an_end_told_before_there_is_a_status(
+    run: Any, monkeypatch: pytest.MonkeyPatch, refusals: int
+) -> None:
+    """A kqueue may do that, and tells once: a thread waits then, as soon as there is one."""
+    import cpploop
+    from cpploop import _processes
+
+    told: list[Callable[[], None]] = []
+    waits: list[object] = []
+    wait = _processes._UnixSubprocessTransport._watch_in_thread
+
+    def wait_if_there_is_a_thread(transport: Any) -> None:
+        waits.append(transport)
+        if len(waits) <= refusals:
+            raise RuntimeError("can't start new thread")
+        wait(transport)
+
+    monkeypatch.setattr(_processes, "_open_pidfd", lambda pid: -1)
+    monkeypatch.setattr(
+        cpploop.Loop, "_watch_process", lambda loop, pid, callback: told.append(callback)
+    )
+    monkeypatch.setattr(cpploop.Loop, "_unwatch_process", lambda loop, pid: None)
+    monkeypatch.setattr(
+        _processes._UnixSubprocessTransport, "_watch_in_thread", wait_if_there_is_a_thread
+    )
+
+    async def main() -> None:
+        process = await asyncio.create_subprocess_exec("cat", stdin=PIPE)
+        (tell,) = told
+        tell()
+        await eventually(lambda: len(waits) == refusals + 1)
+        assert process.returncode is None
+        await process.communicate(b"")
+        assert process.returncode == 0
+
+    run(main)
+
+
 # --------------------------------------------------------------------------- other people's wait()
 
 

@@ -21,6 +21,7 @@ GOOD = {
     "cpploop/_native.cpython-313-x86_64-linux-gnu.so": "",
     "cpploop-0.1.0.dist-info/METADATA": METADATA,
     "cpploop-0.1.0.dist-info/licenses/LICENSE": "",
+    "cpploop-0.1.0.dist-info/licenses/licenses/liburing.txt": "",
 }
 
 

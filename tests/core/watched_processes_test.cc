@@ -1,5 +1,3 @@
-#include "core/net/process_watchers.h"
-
 #include <gtest/gtest.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -7,6 +5,7 @@
 #include <cerrno>
 #include <vector>
 
+#include "core/net/readiness_watchers.h"
 #include "core/os/platform.h"
 #include "tests/core/support.h"
 
@@ -15,19 +14,19 @@ namespace {
 
 using testing::Callback;
 
-TEST(ProcessWatchersTest, ABackendThatWatchesNoProcessesSaysSo) {
+TEST(WatchedProcessesTest, ABackendThatWatchesNoProcessesSaysSo) {
   testing::ScriptedEngine loop;
   Callback* callback = loop.host.make({});
-  EXPECT_EQ(loop.engine.processes().add(::getpid(), callback), ENOSYS);
-  EXPECT_EQ(loop.engine.processes().remove(::getpid()), nullptr);
+  EXPECT_EQ(loop.engine.watchers().add_process(::getpid(), callback).error, ENOSYS);
+  EXPECT_EQ(loop.engine.watchers().remove_process(::getpid()), nullptr);
   loop.host.drop(callback);
 }
 
 #if CPPLOOP_HAVE_KQUEUE
 
-class ProcessWatchersOnKqueueTest : public ::testing::Test {
+class WatchedProcessesOnKqueueTest : public ::testing::Test {
  protected:
-  ProcessWatchersOnKqueueTest() : engine_(host_, BackendChoice::kqueue) {
+  WatchedProcessesOnKqueueTest() : engine_(host_, BackendChoice::kqueue) {
     for (pid_t& child : children_) {
       child = ::fork();
       EXPECT_GE(child, 0);
@@ -60,64 +59,64 @@ class ProcessWatchersOnKqueueTest : public ::testing::Test {
     ASSERT_NE(token, nullptr);
     host_.drop(token);
   }
-  [[nodiscard]] ProcessWatchers& watchers() { return engine_.processes(); }
+  [[nodiscard]] ReadinessWatchers& watchers() { return engine_.watchers(); }
 
   testing::TestHost host_;
   Engine engine_;
   std::vector<pid_t> children_ = std::vector<pid_t>(2);
 };
 
-TEST_F(ProcessWatchersOnKqueueTest, EachChildNotifiesItsOwn) {
+TEST_F(WatchedProcessesOnKqueueTest, EachChildNotifiesItsOwn) {
   Callback* first = host_.make({});
   Callback* second = host_.make({});
-  ASSERT_EQ(watchers().add(children_[0], first), 0);
-  ASSERT_EQ(watchers().add(children_[1], second), 0);
+  ASSERT_EQ(watchers().add_process(children_[0], first).error, 0);
+  ASSERT_EQ(watchers().add_process(children_[1], second).error, 0);
   kill(1);
   turn();
   EXPECT_EQ(first->notices, 0);
   EXPECT_EQ(second->notices, 1);
-  drop(watchers().remove(children_[0]));
-  drop(watchers().remove(children_[1]));
+  drop(watchers().remove_process(children_[0]));
+  drop(watchers().remove_process(children_[1]));
 }
 
-TEST_F(ProcessWatchersOnKqueueTest, OneIsWatchedOnce) {
+TEST_F(WatchedProcessesOnKqueueTest, OneIsWatchedOnce) {
   Callback* first = host_.make({});
   Callback* second = host_.make({});
-  ASSERT_EQ(watchers().add(children_[0], first), 0);
-  EXPECT_EQ(watchers().add(children_[0], second), EEXIST);
+  ASSERT_EQ(watchers().add_process(children_[0], first).error, 0);
+  EXPECT_EQ(watchers().add_process(children_[0], second).error, EEXIST);
   host_.drop(second);
-  drop(watchers().remove(children_[0]));
-  EXPECT_EQ(watchers().remove(children_[0]), nullptr);
+  drop(watchers().remove_process(children_[0]));
+  EXPECT_EQ(watchers().remove_process(children_[0]), nullptr);
 }
 
-TEST_F(ProcessWatchersOnKqueueTest, OneThatIsRefusedLeavesNothing) {
+TEST_F(WatchedProcessesOnKqueueTest, OneThatIsRefusedLeavesNothing) {
   Callback* callback = host_.make({});
   kill(0);
   ASSERT_EQ(::waitpid(children_[0], nullptr, 0), children_[0]);
-  EXPECT_EQ(watchers().add(children_[0], callback), ESRCH);
-  EXPECT_EQ(watchers().remove(children_[0]), nullptr);
+  EXPECT_EQ(watchers().add_process(children_[0], callback).error, ESRCH);
+  EXPECT_EQ(watchers().remove_process(children_[0]), nullptr);
   host_.drop(callback);
 }
 
-TEST_F(ProcessWatchersOnKqueueTest, MayBeRemovedByWhatItNotifies) {
+TEST_F(WatchedProcessesOnKqueueTest, MayBeRemovedByWhatItNotifies) {
   Callback* callback = host_.make({});
-  callback->function = [&] { drop(watchers().remove(children_[0])); };
-  ASSERT_EQ(watchers().add(children_[0], callback), 0);
+  callback->function = [&] { drop(watchers().remove_process(children_[0])); };
+  ASSERT_EQ(watchers().add_process(children_[0], callback).error, 0);
   kill(0);
   turn();
   EXPECT_EQ(callback->notices, 1);
   // Its place is taken by the next.
   Callback* next = host_.make({});
-  ASSERT_EQ(watchers().add(children_[1], next), 0);
+  ASSERT_EQ(watchers().add_process(children_[1], next).error, 0);
   kill(1);
   turn();
   EXPECT_EQ(next->notices, 1);
-  drop(watchers().remove(children_[1]));
+  drop(watchers().remove_process(children_[1]));
 }
 
-TEST_F(ProcessWatchersOnKqueueTest, ALoopThatClosesDropsThem) {
+TEST_F(WatchedProcessesOnKqueueTest, ALoopThatClosesDropsThem) {
   Callback* callback = host_.make({});
-  ASSERT_EQ(watchers().add(children_[0], callback), 0);
+  ASSERT_EQ(watchers().add_process(children_[0], callback).error, 0);
   engine_.close();
   EXPECT_EQ(callback->drops, 1);
 }
