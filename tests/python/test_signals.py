@@ -362,6 +362,24 @@ def test_signal_module_handlers_run_in_a_busy_loop(loop: Any) -> None:
     assert seen == [1]
 
 
+def send_when_blocked(loop: Any, number: int) -> threading.Thread:
+    """A thread that sends once the loop has nothing left to run.
+
+    Not before: what the handler raises would come out of what starts the thread, or of a callback.
+    """
+    running = threading.Event()
+
+    def wait_and_send() -> None:
+        running.wait()
+        time.sleep(0.2)
+        send(number)
+
+    thread = threading.Thread(target=wait_and_send)
+    thread.start()
+    loop.call_soon(running.set)
+    return thread
+
+
 @pytest.mark.parametrize("kind", [LookupError, KeyboardInterrupt, SystemExit])
 def test_an_exception_from_a_signal_module_handler_leaves_the_loop(
     loop: Any, kind: type[BaseException]
@@ -371,14 +389,13 @@ def test_an_exception_from_a_signal_module_handler_leaves_the_loop(
     def handler(*args: Any) -> None:
         raise kind("from the signal handler")
 
+    sender = send_when_blocked(loop, SIGNAL)
     signal.signal(SIGNAL, handler)
-    timer = threading.Timer(0.05, send)
-    timer.start()
-    guard = loop.call_later(10, loop.stop)
+    guard = loop.call_later(10 * support.TIME_SCALE, loop.stop)
     with pytest.raises(kind, match="from the signal handler"):
         loop.run_forever()
     guard.cancel()
-    timer.join()
+    sender.join()
     signal.signal(SIGNAL, signal.SIG_DFL)
     run_once(loop)
 
@@ -403,11 +420,10 @@ def test_interrupted_polls_do_not_shorten_or_lengthen_timers(loop: Any) -> None:
 
 def test_ctrl_c_leaves_run_forever(loop: Any) -> None:
     """uv#295, uv#94"""
-    timer = threading.Timer(0.05, send, (signal.SIGINT,))
-    timer.start()
+    sender = send_when_blocked(loop, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         loop.run_forever()
-    timer.join()
+    sender.join()
     assert not loop.is_running()
     run_once(loop)
 
