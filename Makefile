@@ -169,6 +169,13 @@ ring-soak: ## Run everything a loop does on io_uring (SOAK_ARGS=--short)
 	@scripts/venv.sh "$(PYTHON)" "$(VENV)"
 	$(ON_RING) "$(VENV)" tests/soak/run.py $(SOAK_ARGS)
 
+.PHONY: ring-refused
+ring-refused: ## Run the Python tests where io_uring is asked for and a filter refuses it, as containers do
+	@scripts/venv.sh "$(PYTHON)" "$(VENV)"
+	CPPLOOP_TESTS=cpploop CPPLOOP_BACKEND=io_uring $(RUN) tests/python/fence.py EPERM \
+	  io_uring_setup,io_uring_enter,io_uring_register \
+	  $(RUN) -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+
 .PHONY: differential-faults
 differential-faults: ## Random scripts while system calls fail, ten minutes: compared, then under hard faults
 	@scripts/venv.sh --define CPPLOOP_FAULTS=ON "$(PYTHON)" build/venvs/faults
@@ -199,6 +206,10 @@ bench: bench-venv ## Compare the loops, each row with its best rivals; ROW=name:
 .PHONY: bench-full
 bench-full: bench-venv ## Compare every loop in every row for hours; goes on where it was stopped
 	$(BENCH) benchmarks/run.py --set full $(BENCH_ARGS)
+
+.PHONY: bench-ring
+bench-ring: bench-venv ## Compare epoll and io_uring with the rivals that have a ring; goes on where it was stopped
+	$(BENCH) benchmarks/run.py --set bench --rows ring --loops "$$($(BENCH) benchmarks/backends.py)" $(BENCH_ARGS)
 
 .PHONY: regression
 regression: ## Count instructions per operation and compare with the baseline (GATE_ARGS=--update)

@@ -158,7 +158,7 @@ _RIVALS: dict[str, tuple[str, str]] = {
 }
 _USUAL_RIVALS = ("zuvloop", "rloop")
 _USUAL_TLS_RIVALS = ("aiofastnet-uvloop", "aiofastnet-asyncio")
-_STALLS_OVER_TLS = {"zloop": "its TLS stalls (0.0.1 was tried)"}
+_STALLS_OVER_TLS = dict.fromkeys(("zloop", "zloop-io_uring"), "its TLS stalls (0.0.1 was tried)")
 
 # The rows of the short run whose name is made below; the others say so where they are made.
 _BENCH_SERVERS = {
@@ -352,6 +352,8 @@ GROUPS: dict[str, Sequence[str]] = {
     "all": list(ROWS),
     "bench": [name for name, row in ROWS.items() if row.in_bench],
     "counted": [name for name, row in ROWS.items() if row.counted],
+    # What is measured on both of cpploop's backends.
+    "ring": [n for n, row in ROWS.items() if row.in_bench or n in ("uvicorn-256", "aiohttp-256")],
     "quick": ["proto-1k-64", "proto-100k-8", "streams-1k-8", "uvicorn-64", "call_soon"],
     **{family: [n for n, r in ROWS.items() if r.family == family] for family in FAMILIES},
 }

@@ -8,6 +8,7 @@ line: its version, or the reason why it cannot take part here.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import importlib
 import importlib.metadata
@@ -15,8 +16,8 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from types import ModuleType
 
 CONTROL = "asyncio"  # Runs along in every round: when it moves, the machine has.
@@ -40,6 +41,10 @@ class LoopSpec:
     addon: str | None = None  # A package whose transports replace those of that loop.
     backend: str | None = None  # cpploop's way to the kernel, where it is not the default one.
     tls: str | None = None  # cpploop's way of doing TLS, where it is not the best there is.
+    environment: Mapping[str, str] = field(
+        default_factory=dict
+    )  # What a rival asks when it is made.
+    rings: bool = False  # A ring is what that asks for.
 
     def version(self) -> str:
         """The version, for example "0.23.0" or "1.2.0 on 0.23.0"."""
@@ -48,6 +53,7 @@ class LoopSpec:
 
     def load(self) -> LoopFactory:
         """Import what the loop needs and return its factory."""
+        os.environ.update(self.environment)
         if self.tls is not None:
             os.environ["CPPLOOP_TLS"] = self.tls
         factory: LoopFactory = _import(self.module).new_event_loop
@@ -65,6 +71,7 @@ class LoopSpec:
         backend = getattr(loop, "_backend", None)
         # A kernel that refuses a backend gets the other one without a word.
         assert self.backend in (None, backend), f"{self.name}: runs on {backend}"
+        assert not self.rings or _has_ring(), f"{self.name}: has made no ring"
         if self.tls is not None:
             import cpploop
 
@@ -74,6 +81,17 @@ class LoopSpec:
         patch = getattr(vars(loop).get("create_server"), "func", None) if self.addon else None
         patcher = getattr(patch, "__module__", "").partition(".")[0] or None
         assert patcher == self.addon, f"{self.name}: create_server comes from {patcher!r}"
+
+
+def _has_ring() -> bool:
+    """Whether this process has a ring of io_uring's, of whatever part of it."""
+    folder = "/proc/self/fd"
+    links = []
+    for number in os.listdir(folder):
+        # The descriptor of the listing itself is gone by now.
+        with contextlib.suppress(FileNotFoundError):
+            links.append(os.readlink(f"{folder}/{number}"))
+    return "anon_inode:[io_uring]" in links
 
 
 def _import(module: str) -> ModuleType:
@@ -108,6 +126,9 @@ LOOPS: dict[str, LoopSpec] = {
         LoopSpec("rsloop", "rsloop"),
         LoopSpec("blazio", "blazio"),
         LoopSpec("zloop", "zloop"),
+        LoopSpec(
+            "zloop-io_uring", "zloop", environment={"ZLOOP_IO_URING": "completion"}, rings=True
+        ),
         LoopSpec("aiofastnet-asyncio", "asyncio", addon="aiofastnet"),
         LoopSpec("aiofastnet-uvloop", "uvloop", addon="aiofastnet"),
         LoopSpec("cpploop", "cpploop"),

@@ -1,11 +1,13 @@
 """Writes docs/performance.md and docs/plots/ from results of run.py, and from nothing else.
 
-    python benchmarks/performance_page.py benchmarks/results/COMMIT-MACHINE/full [MORE...]
+    python benchmarks/performance_page.py benchmarks/results/COMMIT-MACHINE/full [MORE...] \
+        [--ring benchmarks/results/COMMIT-MACHINE/FOLDER]
 
 Files and folders are read in their order, and of a row that is in several the last one counts: a
-short run of today goes behind a long one of last week. The page says of each row in which a rival
-was ahead, and what targets.py asks of each; docs/performance-notes.md, if it is there, is put
-behind that as it is: what was found, and what was tried.
+short run of today goes behind a long one of last week. What `make bench-ring` measured has a part
+of its own: its rows have other rivals. The page says of each row in which a rival was ahead, and
+what targets.py asks of each; docs/performance-notes.md, if it is there, is put behind that as it
+is: what was found, and what was tried.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import backends
 import report
 import store
 import targets
@@ -37,7 +40,19 @@ request moves far less than the clock does.
 """
 
 
-def page(rows: Sequence[RowSummary], notes: str, plots: Mapping[str, str]) -> str:
+RING = """## epoll and io_uring
+
+cpploop's two backends beside the rivals on a ring, in a run of its own: ratios above 1 are
+io_uring's. What holds it back is in [its notes](dev/io_uring.md).
+"""
+
+
+def page(
+    rows: Sequence[RowSummary],
+    notes: str,
+    plots: Mapping[str, str],
+    ring: Sequence[RowSummary] = (),
+) -> str:
     """The whole page; `plots` has the pictures' addresses by family title."""
     parts = [INTRODUCTION, "## What was measured\n", report.headings(rows) + "\n"]
     parts.append("## What we lose\n")
@@ -59,6 +74,8 @@ def page(rows: Sequence[RowSummary], notes: str, plots: Mapping[str, str]) -> st
         if title in plots:
             parts.append(f"![{title}: each row's loops as bars, the best on top]({plots[title]})\n")
         parts.append(report.family_tables(own) + "\n")
+    if ring:
+        parts += [RING, report.headings(ring) + "\n", backends.table(ring) + "\n"]
     told = report.all_notes(rows)
     if told:
         parts += ["## Notes of the runs\n", "\n".join(f"- {text}" for text in told) + "\n"]
@@ -88,6 +105,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("results", nargs="+", type=Path, help="files and folders of results")
+    parser.add_argument(
+        "--ring", action="append", default=[], type=Path, help="results of `make bench-ring`"
+    )
     parser.add_argument("--out", type=Path, default=DOCS / "performance.md")
     parser.add_argument("--no-plots", action="store_true", help="keep the pictures that are there")
     arguments = parser.parse_args()
@@ -97,7 +117,9 @@ def main() -> None:
         drawn = drawn_before(arguments.out.read_text()) if arguments.out.exists() else {}
     else:
         drawn = draw_all(rows, arguments.out.parent / "plots")
-    arguments.out.write_text(page(rows, notes.read_text() if notes.exists() else "", drawn))
+    ring = report.summaries(store.read(arguments.ring))
+    found = notes.read_text() if notes.exists() else ""
+    arguments.out.write_text(page(rows, found, drawn, ring))
 
 
 if __name__ == "__main__":

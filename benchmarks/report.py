@@ -359,7 +359,13 @@ def _left_out(rows: Sequence[RowSummary]) -> list[str]:
     for row in rows:
         for who_and_why in row.row.stays_away.items():
             found[who_and_why].append(f"`{row.name}`")
-    return [f"{name} is left out of {_list(own)}: {why}." for (name, why), own in found.items()]
+    alike: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for (name, why), own in found.items():
+        alike[_list(own), why].append(name)
+    return [
+        f"{_list(names)} {'is' if len(names) == 1 else 'are'} left out of {own}: {why}."
+        for (own, why), names in alike.items()
+    ]
 
 
 def _moved(row: RowSummary) -> list[str]:

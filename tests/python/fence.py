@@ -1,12 +1,16 @@
 """Takes system calls away from this process, as an old kernel or a container's filter does.
 
 The real thing: a seccomp filter, which the kernel asks at every call. It cannot be taken back, so
-this is for processes that a test starts.
+this is for processes that a test starts, and for a program with all of its children:
+
+    python fence.py EPERM io_uring_setup,io_uring_enter python -m pytest
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
+import os
 import platform
 import struct
 import sys
@@ -61,3 +65,14 @@ def refuse(calls: list[str], error: int) -> None:
     for call, number in zip(calls, numbers, strict=True):
         result = libc.syscall(number, -1, 0, 0, 0, 0, 0)
         assert (result, ctypes.get_errno()) == (-1, error), f"{call} is not refused"
+
+
+def main() -> None:
+    """Becomes a command, from which these calls are taken away."""
+    error, calls, *command = sys.argv[1:]
+    refuse(calls.split(","), getattr(errno, error))
+    os.execvp(command[0], command)
+
+
+if __name__ == "__main__":
+    main()

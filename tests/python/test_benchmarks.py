@@ -20,6 +20,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks/servers"))
 
 import hosting
 
+import backends
 import callgrind
 import catalogue
 import counts
@@ -519,7 +520,8 @@ def test_who_is_left_out_is_named_with_the_reason() -> None:
     tls = [results(name, {CONTROL: [9.0]}) for name in ("tls-proto-1k-8", "uvicorn-tls-64")]
     (note,) = report.all_notes(report.summaries([*tls, results("call_soon", {CONTROL: [9.0]})]))
     names = "`tls-proto-1k-8` and `uvicorn-tls-64`"
-    assert note == f"zloop is left out of {names}: its TLS stalls (0.0.1 was tried)."
+    left_out = "zloop and zloop-io_uring are left out of"
+    assert note == f"{left_out} {names}: its TLS stalls (0.0.1 was tried)."
 
 
 def test_a_server_that_is_never_idle_has_no_cpu_per_request() -> None:
@@ -545,6 +547,33 @@ def test_our_other_backend_is_no_rival() -> None:
     assert FLOOR not in row.ranked()
 
 
+def test_a_row_on_the_ring_beside_epoll_and_the_rivals_on_a_ring() -> None:
+    values = {
+        SUBJECT: [100.0, 100.0],
+        backends.RING: [90.0, 92.0],
+        "blazio": [50.0, 50.0],
+        "rsloop": [130.0, 130.0],
+        "zuvloop": [500.0, 500.0],
+    }
+    (row,) = report.summaries([results("aiohttp-256", values)])
+    assert backends.best_rival(row) == "rsloop", "not one that has no ring"
+    assert [target.is_met(row) for target in backends.targets_of(row)] == [True, False]
+    line = backends.table([row]).splitlines()[2]
+    assert "0.91x" in line and "0.70x" in line and "missed: 0.95x epoll" in line
+
+
+def test_what_was_not_counted_is_neither_met_nor_missed() -> None:
+    data = results("proto-1k-64", {SUBJECT: [100.0], backends.RING: [120.0]})
+    (row,) = report.summaries([data])
+    assert backends.FEW_CALLS.is_met(row) is None
+    assert "system calls" not in backends.table([row])
+    data["counts"] = {backends.RING: {"instructions": 2000.0, "syscalls": 0.05}}
+    (row,) = report.summaries([data])
+    assert backends.FEW_CALLS.is_met(row) is True
+    (call_soon,) = report.summaries([results("call_soon", {SUBJECT: [1.0]})])
+    assert backends.table([call_soon]) == "", "measured on one backend only"
+
+
 def test_the_page_is_made_of_results_alone() -> None:
     rows = report.summaries([results("call_soon", {BASE: [100.0, 100.0], SUBJECT: [250.0, 260.0]})])
     text = performance_page.page(
@@ -553,6 +582,9 @@ def test_the_page_is_made_of_results_alone() -> None:
     assert "2.55x" in text and "### Found" in text
     assert "No rival was ahead" in text
     assert performance_page.drawn_before(text) == {"Callbacks, timers and tasks": "plots/a.svg"}
+    assert "epoll and io_uring" not in text
+    ring = report.summaries([results("call_soon", {SUBJECT: [2.0], backends.RING: [3.0]})])
+    assert "1.50x" in performance_page.page(rows, "", {}, ring)
 
 
 # ---- servers -------------------------------------------------------------------------------------
