@@ -3,6 +3,7 @@
 #include <array>
 #include <cstddef>
 #include <memory>
+#include <new>
 #include <utility>
 
 #include "binding/tls/tls_session.h"
@@ -19,7 +20,8 @@ class TlsScratch {
   static constexpr std::size_t kCiphertextSize = 256 * 1024;
 
   // Memory of at least `size` bytes for as long as the lease lives: the shared piece, or one of its
-  // own where a callback came in between and the shared one is in use further up.
+  // own where a callback came in between and the shared one is in use further up. False where there
+  // is no memory.
   class Lease {
    public:
     ~Lease() {
@@ -30,20 +32,23 @@ class TlsScratch {
     Lease(const Lease&) = delete;
     Lease& operator=(const Lease&) = delete;
 
+    [[nodiscard]] explicit operator bool() const noexcept { return data_ != nullptr; }
     [[nodiscard]] char* data() const noexcept { return data_; }
     [[nodiscard]] std::size_t size() const noexcept { return size_; }
 
    private:
     friend class TlsScratch;
-    // Throws std::bad_alloc.
-    Lease(std::unique_ptr<char[]>& shared, bool& busy, std::size_t size) : size_(size) {
+    Lease(std::unique_ptr<char[]>& shared, bool& busy, std::size_t size) noexcept : size_(size) {
       if (busy) {
-        own_ = std::make_unique_for_overwrite<char[]>(size);
+        own_.reset(new (std::nothrow) char[size]);
         data_ = own_.get();
         return;
       }
       if (shared == nullptr) {
-        shared = std::make_unique_for_overwrite<char[]>(size);
+        shared.reset(new (std::nothrow) char[size]);
+        if (shared == nullptr) {
+          return;
+        }
       }
       data_ = shared.get();
       busy_ = &busy;
@@ -56,8 +61,10 @@ class TlsScratch {
     bool* busy_ = nullptr;
   };
 
-  [[nodiscard]] Lease plaintext() { return {plaintext_, plaintext_busy_, kPlaintextSize}; }
-  [[nodiscard]] Lease ciphertext() { return {ciphertext_, ciphertext_busy_, kCiphertextSize}; }
+  [[nodiscard]] Lease plaintext() noexcept { return {plaintext_, plaintext_busy_, kPlaintextSize}; }
+  [[nodiscard]] Lease ciphertext() noexcept {
+    return {ciphertext_, ciphertext_busy_, kCiphertextSize};
+  }
 
   // A connection's session was used. When it has grown, it takes the place of the one that grew
   // longest ago, which gives its memory back.

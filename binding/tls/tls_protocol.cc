@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <new>
 #include <utility>
 
 #include "binding/marked.h"
@@ -14,6 +15,11 @@ using py::PendingError;
 using py::Ref;
 
 namespace {
+
+[[nodiscard]] bool no_memory() noexcept {
+  PyErr_NoMemory();
+  return false;
+}
 
 // Whether it is bytes, or a plain view of bytes: nobody can change either.
 [[nodiscard]] bool is_of_bytes(PyObject* object) noexcept {
@@ -34,6 +40,11 @@ bool TlsProtocol::set_slot(Slot slot, PyObject* value) {
     case kLoop:
       if (value != nullptr && !PyObject_TypeCheck(value, state_.loop_type)) {
         PyErr_SetString(PyExc_TypeError, "this protocol works with cpploop's loops only");
+        return false;
+      }
+      // A method that is under way, with user code in it, holds on to the loop.
+      if (loop_ != nullptr && (value == nullptr || &loop_of(value) != loop_)) {
+        PyErr_SetString(PyExc_AttributeError, "a TLS connection stays with its loop");
         return false;
       }
       loop_ = value == nullptr ? nullptr : &loop_of(value);
@@ -177,7 +188,13 @@ bool TlsProtocol::fatal_error() {
 
 bool TlsProtocol::received(const char* data, std::size_t size) {
   unfed_ = {data, size};
-  const bool ok = dispatch_received();
+  bool ok = false;
+  try {
+    ok = dispatch_received();
+  } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
+    ok = fatal_error();
+  }
   if (unfed_.empty()) {
     return ok;
   }
@@ -387,6 +404,9 @@ bool TlsProtocol::read_into_scratch(TlsSession& session, Reading& reading) {
   Ref bytes;
   {
     const TlsScratch::Lease memory = loop_->tls_scratch().plaintext();
+    if (!memory) {
+      return no_memory();
+    }
     reading.data = memory.data();
     reading.capacity = memory.size();
     if (!read_records(session, reading)) {
@@ -574,8 +594,20 @@ bool TlsProtocol::encrypt(std::span<const char> plaintext, bool regardless, std:
     return false;
   }
   const TlsScratch::Lease memory = loop_->tls_scratch().ciphertext();
+  if (!memory) {
+    return no_memory();
+  }
   std::size_t used = 0;
   bool more = false;  // Something may be left in the BIO.
+  // Records that are sealed have their numbers: what comes after them needs them.
+  const auto send_sealed_and_fail = [&] {
+    PendingError error = PendingError::take();
+    if (used != 0 && !send(memory.data(), used)) {
+      PyErr_Clear();
+    }
+    error.restore();
+    return false;
+  };
   while (taken < plaintext.size() && (regardless || !flag(kSslWritingPaused))) {
     const std::size_t piece = std::min(plaintext.size() - taken, kRecordMax);
     // While the transport has enough, what is made stays with OpenSSL.
@@ -585,15 +617,10 @@ bool TlsProtocol::encrypt(std::span<const char> plaintext, bool regardless, std:
     const std::size_t put = room_size - room.size();
     used += put;
     if (result.outcome == Outcome::failed) {
-      // Records that are sealed have their numbers: what comes after them needs them.
-      PendingError error = PendingError::take();
-      if (used != 0 && !send(memory.data(), used)) {
-        PyErr_Clear();
-      }
-      error.restore();
-      return false;
+      return send_sealed_and_fail();
     }
     if (result.outcome != Outcome::done) {
+      more = true;  // It has to hear from its peer first, and may have asked for that.
       break;
     }
     taken += result.count;
@@ -604,7 +631,7 @@ bool TlsProtocol::encrypt(std::span<const char> plaintext, bool regardless, std:
     if (put == 0 || session->outgoing() != 0) {
       const Py_ssize_t drained = session->drain(memory.data() + used, memory.size() - used);
       if (drained < 0) {
-        return false;
+        return send_sealed_and_fail();
       }
       used += static_cast<std::size_t>(drained);
     }
@@ -631,6 +658,9 @@ bool TlsProtocol::send_outgoing() {
     return waiting == 0;
   }
   const TlsScratch::Lease memory = loop_->tls_scratch().ciphertext();
+  if (!memory) {
+    return no_memory();
+  }
   while (waiting > 0) {
     const Py_ssize_t drained = session->drain(memory.data(), memory.size());
     if (drained <= 0) {
@@ -659,21 +689,41 @@ bool TlsProtocol::write_backlog(bool regardless) {
     }
     std::size_t taken = 0;
     if (!encrypt(plaintext.bytes, regardless, taken)) {
+      if (taken != 0) {
+        // What leaves the loop does not end the connection: what is sealed is not to go out again.
+        PendingError error = PendingError::take();
+        if (!keep_rest_at_front(backlog.get(), plaintext, taken, length)) {
+          PyErr_Clear();
+        }
+        error.restore();
+      }
+      return false;
+    }
+    if (!keep_rest_at_front(backlog.get(), plaintext, taken, length)) {
       return false;
     }
     if (taken < plaintext.bytes.size()) {
-      const Ref rest = rest_of(plaintext, taken);
-      if (!rest || PySequence_SetItem(backlog.get(), 0, rest.get()) != 0) {
-        return false;
-      }
-      backlog_bytes_ += static_cast<Py_ssize_t>(plaintext.bytes.size() - taken) - length;
       return true;
     }
-    if (PySequence_DelItem(backlog.get(), 0) != 0) {
+  }
+  return true;
+}
+
+// The front of the backlog, of `length` bytes as it was counted, was encrypted as far as `taken`.
+bool TlsProtocol::keep_rest_at_front(PyObject* backlog, const Plaintext& plaintext,
+                                     std::size_t taken, Py_ssize_t length) {
+  if (taken == plaintext.bytes.size()) {
+    if (PySequence_DelItem(backlog, 0) != 0) {
       return false;
     }
     backlog_bytes_ -= length;
+    return true;
   }
+  const Ref rest = rest_of(plaintext, taken);
+  if (!rest || PySequence_SetItem(backlog, 0, rest.get()) != 0) {
+    return false;
+  }
+  backlog_bytes_ += static_cast<Py_ssize_t>(plaintext.bytes.size() - taken) - length;
   return true;
 }
 
@@ -714,15 +764,23 @@ bool TlsProtocol::push_backlog(PyObject* rest, PyObject* method) {
 bool TlsProtocol::write_plaintext(const Plaintext& plaintext) {
   std::size_t taken = 0;
   const bool waits = backlog_bytes_ != 0 || encrypting_;
+  PendingError error;
   if (!waits && !encrypt(plaintext.bytes, false, taken)) {
+    // What leaves the loop does not end the connection: the rest is not to get lost by it.
+    error = PendingError::take();
+  }
+  bool ok = true;
+  if (taken < plaintext.bytes.size()) {
+    // What is left of this write comes before what was written from within it.
+    const Ref rest = rest_of(plaintext, taken);
+    ok = rest && push_backlog(rest.get(), waits ? state_.str_append : state_.str_appendleft);
+  }
+  if (error) {
+    PyErr_Clear();
+    error.restore();
     return false;
   }
-  if (taken == plaintext.bytes.size()) {
-    return true;
-  }
-  // What is left of this write comes before what was written from within it.
-  const Ref rest = rest_of(plaintext, taken);
-  return rest && push_backlog(rest.get(), waits ? state_.str_append : state_.str_appendleft);
+  return ok;
 }
 
 bool TlsProtocol::write(PyObject* data) {
@@ -787,6 +845,9 @@ bool TlsProtocol::writelines(PyObject* list) {
 bool TlsProtocol::write_parts(const std::vector<Plaintext>& parts, std::size_t total) {
   if (total <= TlsScratch::kPlaintextSize && parts.size() > 1) {
     const TlsScratch::Lease memory = loop_->tls_scratch().plaintext();
+    if (!memory) {
+      return no_memory();
+    }
     std::size_t used = 0;
     for (const Plaintext& part : parts) {
       std::memcpy(memory.data() + used, part.bytes.data(), part.bytes.size());
@@ -814,7 +875,9 @@ bool TlsProtocol::process_outgoing() {
       return false;
     }
     if (backlog_bytes_ != 0 && readable() && !write_backlog(false)) {
-      return false;
+      // asyncio encrypts within write(). Here resume_writing() may be what asks for it, and an
+      // exception that came out of that would be reported, and leave the connection as it is.
+      return fatal_error();
     }
   }
   return control_app_writing();

@@ -162,6 +162,8 @@ class TlsProtocol {
   [[nodiscard]] static py::Ref rest_of(const Plaintext& plaintext, std::size_t taken);
   [[nodiscard]] bool push_backlog(PyObject* rest, PyObject* method);
   [[nodiscard]] bool write_backlog(bool regardless);
+  [[nodiscard]] bool keep_rest_at_front(PyObject* backlog, const Plaintext& plaintext,
+                                        std::size_t taken, Py_ssize_t length);
   [[nodiscard]] bool write_plaintext(const Plaintext& plaintext);
   [[nodiscard]] bool write_parts(const std::vector<Plaintext>& parts, std::size_t total);
   [[nodiscard]] bool write_slowly(py::Ref bytes);

@@ -178,10 +178,21 @@ class SSLProtocol(_native.TlsProtocolBase, sslproto.SSLProtocol):
             self._transport.resume_reading()
         if self._state is not sslproto.SSLProtocolState.DO_HANDSHAKE:
             return
-        super()._do_handshake()  # type: ignore[misc]
-        # The end may have come meanwhile, behind all that the peer had to say.
-        if self._deferred_eof and self._transport is not None and not super().eof_received():
-            self._transport.close()
+        # Nobody above reads for a transport here: an exception of the application's ends its own
+        # connection, as if the transport had read these bytes now.
+        called = "buffer_updated"
+        try:
+            super()._do_handshake()  # type: ignore[misc]
+            # The end may have come meanwhile, behind all that the peer had to say.
+            if self._deferred_eof and self._transport is not None:
+                called = "eof_received"
+                if not super().eof_received():
+                    self._transport.close()
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            failed: Any = self._fatal_error  # type: ignore[attr-defined]
+            failed(exc, f"Fatal error: protocol.{called}() call failed.")
 
     if sys.version_info < (3, 13):
 
@@ -245,8 +256,8 @@ class HandshakeQueue:
 
     def _arm(self, loop: Loop) -> None:
         if not self._armed:
-            self._armed = True
             loop.call_soon(self._next_turn, loop)
+            self._armed = True
 
     def _next_turn(self, loop: Loop) -> None:
         self._armed = False
@@ -349,11 +360,14 @@ def _move_buffered_bytes(protocol: Any, ssl_protocol: Any) -> None:
             reader._buffer.clear()
 
 
-def _carry_flow_control(transport: Any, protocol: Any, ssl_protocol: Any) -> None:
-    """The old transport may have paused its protocol; it will tell the new one to resume."""
+def _exchange_protocol(transport: Any, protocol: Any, ssl_protocol: Any) -> None:
+    """Set the new protocol, which will be told to resume if the old one was paused."""
+    same = transport.get_protocol() is protocol
+    # What was written until now is sent by this, and may be what pauses the old one.
+    transport.set_protocol(ssl_protocol)
     if getattr(transport, "_protocol_paused", False):
         ssl_protocol._ssl_writing_paused = True
-        if transport.get_protocol() is protocol:
+        if same:
             ssl_protocol._app_writing_paused = True
 
 
@@ -452,8 +466,7 @@ class TlsLoop(asyncio.SelectorEventLoop):
         transport.pause_reading()
         if server_side:
             _move_buffered_bytes(protocol, ssl_protocol)
-        _carry_flow_control(transport, protocol, ssl_protocol)
-        transport.set_protocol(ssl_protocol)
+        _exchange_protocol(transport, protocol, ssl_protocol)
         made = self.call_soon(ssl_protocol.connection_made, transport)
         resume = self.call_soon(transport.resume_reading)
         try:

@@ -517,6 +517,119 @@ def test_who_waits_for_a_handshake_reads_no_more(
     support.run(support.factory("cpploop"), main, check_warnings=False)
 
 
+def client_hellos(certs: Certificates, count: int) -> tuple[list[Any], list[Any]]:
+    """Sockets to accept, and clients who have said hello on their other ends."""
+    accepted, clients = [], []
+    for _ in range(count):
+        sock, other = support.tcp_pair()
+        other.setblocking(False)
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client = certs.client_context().wrap_bio(incoming, outgoing, server_hostname="localhost")
+        with contextlib.suppress(ssl.SSLWantReadError):
+            client.do_handshake()
+        other.send(outgoing.read())
+        accepted.append(sock)
+        clients.append((other, client, incoming, outgoing))
+    return accepted, clients
+
+
+def test_an_exception_in_a_step_that_waited_ends_its_connection(
+    certs: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """connection_made() that raises, in a storm of clients: whoever waits for it hears of it."""
+    from cpploop._tls import HandshakeQueue
+
+    monkeypatch.setenv("CPPLOOP_TLS", "auto")
+    monkeypatch.setattr(HandshakeQueue, "PER_TURN", 1)
+    count = 8
+    waited: list[Any] = []
+    admit = HandshakeQueue.admit
+
+    def watched(queue: HandshakeQueue, protocol: Any) -> bool:
+        admitted = admit(queue, protocol)
+        if not admitted:
+            waited.append(protocol)
+        return admitted
+
+    monkeypatch.setattr(HandshakeQueue, "admit", watched)
+
+    class Raising(asyncio.Protocol):
+        def connection_made(self, transport: Any) -> None:
+            raise ZeroDivisionError("in connection_made")
+
+    async def main(env: Env) -> None:
+        accepted, clients = client_hellos(certs, count)
+        tasks = [
+            asyncio.ensure_future(
+                env.loop.connect_accepted_socket(Raising, sock, ssl=certs.server_context())
+            )
+            for sock in accepted
+        ]
+        for other, *_ in clients:
+            await eventually(lambda other=other: support.readable(other))
+        waited.clear()
+        # The second flights of all of them, at once.
+        for other, client, incoming, outgoing in clients:
+            incoming.write(support.recv_now(other))
+            with contextlib.suppress(ssl.SSLWantReadError):
+                client.do_handshake()
+            other.send(outgoing.read())
+        done, pending = await asyncio.wait(tasks, timeout=10 * support.TIME_SCALE)
+        assert not pending
+        assert [type(task.exception()) for task in done] == [ZeroDivisionError] * count
+        assert len(waited) >= count // 2
+        messages = {message for message, _ in env.take_errors()}
+        assert messages == {"Fatal error: protocol.buffer_updated() call failed."}
+        for other, *_ in clients:
+            await eventually(lambda other=other: support.readable(other))
+            other.close()
+
+    support.run(support.factory("cpploop"), main, check_warnings=False)
+
+
+def test_handshakes_go_on_after_the_loop_had_no_memory_for_a_turn(
+    certs: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """call_soon() that fails once where the next turn is asked for fails one connection."""
+    from cpploop._tls import HandshakeQueue
+
+    monkeypatch.setenv("CPPLOOP_TLS", "auto")
+
+    async def main(env: Env) -> None:
+        loop = env.loop
+        real = loop.call_soon
+
+        def failing(callback: Any, *args: Any, **options: Any) -> Any:
+            if getattr(callback, "__name__", "") == "_next_turn":
+                del loop.call_soon
+                raise MemoryError
+            return real(callback, *args, **options)
+
+        loop.call_soon = failing
+        served = 0
+        for _ in range(2 * HandshakeQueue.PER_TURN):
+            accepted, [(other, client, incoming, outgoing)] = client_hellos(certs, 1)
+            task = asyncio.ensure_future(
+                loop.connect_accepted_socket(Recorder, accepted[0], ssl=certs.server_context())
+            )
+            while not task.done():
+                if support.readable(other):
+                    incoming.write(support.recv_now(other))
+                    with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLEOFError):
+                        client.do_handshake()
+                    if outgoing.pending:
+                        other.send(outgoing.read())
+                await asyncio.sleep(0)
+            other.close()
+            if task.exception() is None:
+                served += 1
+                task.result()[0].abort()
+        assert served == 2 * HandshakeQueue.PER_TURN - 1
+        env.take_errors()
+
+    support.run(support.factory("cpploop"), main, check_warnings=False)
+
+
 def test_receiving_while_ciphertext_is_read(pki: tls_support.Pki) -> None:
     """The loop has one piece of memory for what comes, and code that runs in between asks, too."""
 
@@ -559,6 +672,7 @@ def test_records_that_are_sealed_are_sent(pki: tls_support.Pki) -> None:
             return super().write(data)
 
     async def main(env: Env) -> None:
+        nonlocal strikes
         context = pki.context("client")
         context.sslobject_class = Interrupted
         async with tls_support.endpoint(env, pki, "client", Recorder(), context=context) as (
@@ -569,8 +683,23 @@ def test_records_that_are_sealed_are_sent(pki: tls_support.Pki) -> None:
             with pytest.raises(KeyboardInterrupt):
                 transport.write(bytes(40_000))
             transport.write(b"later")
-            assert await peer.read_exactly(32_768) == bytes(32_768)
+            # Nothing was lost, as on asyncio, which keeps what it was about to encrypt.
+            assert await peer.read_exactly(40_000) == bytes(40_000)
             assert (await peer.read_exactly(5)) == b"later"
+            # And nothing goes out twice that is encrypted from where it waits.
+            data = random.Random(3).randbytes(100_000)
+            protocol = transport._ssl_protocol
+            protocol._ssl_writing_paused = True
+            transport.write(data)
+            protocol._ssl_writing_paused = False
+            strikes = iter([False, False, True])
+            with pytest.raises(KeyboardInterrupt):
+                protocol._do_write()
+            assert 0 < transport.get_write_buffer_size() < len(data)
+            transport.write(b"and later")
+            assert await peer.read_exactly(len(data)) == data
+            assert await peer.read_exactly(9) == b"and later"
+            assert transport.get_write_buffer_size() == 0
 
     support.run(support.factory("cpploop"), main)
 

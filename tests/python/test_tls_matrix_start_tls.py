@@ -260,6 +260,46 @@ def test_upgrade_while_writing_is_paused(tls_run: Any, tls_name: str, pki: Pki, 
     tls_run(main)
 
 
+def test_upgrade_right_behind_writes_that_pause(tls_run: Any, tls_name: str, pki: Pki) -> None:
+    """T5: what the same callback wrote goes out with the upgrade, and may be what pauses."""
+    if not tls_support.is_native(tls_name):
+        pytest.skip("asyncio's SSLProtocol meets a resume_writing() it knows nothing of")
+
+    async def main(env: Env) -> None:
+        sock, other = support.unix_pair()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        rec = Recorder()
+        transport = await plain(env, "client", sock, rec)
+        del sock  # Who holds it could close it, so that nothing would be gathered.
+        transport.set_write_buffer_limits(high=1000)
+        peer = Peer(other, pki.context("server"), server_side=True)
+
+        async def answer() -> None:
+            assert await support.recv_exactly(other, 50_100) == b"p" * 50_100
+            await peer.handshake()
+
+        answering = asyncio.ensure_future(answer())
+        await turns(2)
+        # In one callback: the first is sent at once, the second waits for the callback's end, and
+        # the upgrade comes before that.
+        transport.write(b"p" * 100)
+        transport.write(b"p" * 50_000)
+        assert not rec.count("pause_writing")
+        secure = await upgrade(env, pki, "client", transport, rec)
+        await answering
+        assert rec.count("pause_writing") == 1
+        await rec.until("resume_writing")
+        assert rec.count("resume_writing") == rec.count("pause_writing")
+        assert env.take_errors() == []
+        secure.write(b"hello")
+        assert await peer.read_exactly(5) == b"hello"
+        secure.abort()
+        peer.close()
+        await settle()
+
+    tls_run(main)
+
+
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("after", range(10))
 @pytest.mark.parametrize("how", ["cancel", "abort plain", "peer resets", "peer closes", "garbage"])

@@ -739,7 +739,7 @@ def test_nothing_that_python_can_do_to_it_crashes(run: Any, loop_name: str) -> N
         real: Any = SSLProtocol(
             loop, Recorder(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), None, True
         )
-        for name in ("_sslobj", "_incoming", "_outgoing", "_write_backlog", "_transport", "_loop"):
+        for name in ("_sslobj", "_incoming", "_outgoing", "_write_backlog", "_transport"):
             delattr(real, name)
             delattr(real, name)
             for method in methods:
@@ -750,9 +750,50 @@ def test_nothing_that_python_can_do_to_it_crashes(run: Any, loop_name: str) -> N
         with pytest.raises(AttributeError):
             transport.write(b"data")
         transport._closed = True
-        del bare._loop, bare, real
+        # The loop is what a method under way goes on with.
+        with pytest.raises(AttributeError, match="stays with its loop"):
+            del real._loop
+        with contextlib.closing(type(loop)()) as another:
+            with pytest.raises(AttributeError, match="stays with its loop"):
+                real._loop = another
+        real._loop = loop
+        del bare, real
 
     run(main, check_warnings=False)
+
+
+def test_an_error_in_what_was_put_off_ends_the_connection(
+    run: Any, loop_name: str, certs: Certificates
+) -> None:
+    """asyncio encrypts within write(); what waits is encrypted when writing is resumed."""
+    support.needs_cpploop(loop_name, "what waits there is encrypted already")
+
+    class Failing(ssl.SSLObject):
+        fails = False
+
+        def write(self, data: Any) -> int:
+            if Failing.fails:
+                raise ZeroDivisionError("in write")
+            return super().write(data)
+
+    async def main(env: Env) -> None:
+        rec = Recorder()
+        context = certs.client_context()
+        context.sslobject_class = Failing
+        connection = connected(env, certs, rec, server_side=False, context=context)
+        async with connection as (transport, peer):
+            transport.write(bytes(4_000_000))
+            assert transport.get_write_buffer_size() > 1_000_000
+            Failing.fails = True
+            with contextlib.suppress(ssl.SSLError, OSError, AssertionError):
+                await peer.read(4_000_000)
+            await rec.until("connection_lost")
+            assert type(rec.exc) is ZeroDivisionError
+            ((message, exception),) = env.take_errors()
+            assert message == "Fatal error on SSL protocol"
+            assert exception.startswith("ZeroDivisionError")
+
+    run(main, timeout=40)
 
 
 def _states() -> Iterator[Any]:
