@@ -87,6 +87,10 @@ class Loop final : private Host, private Clock {
     }
     return true;
   }
+  // Whether what watches a descriptor is a sock_*() call under way, and no handle.
+  [[nodiscard]] bool is_operation(PyObject* watcher) const noexcept {
+    return Py_TYPE(watcher) == state_.sock_operation_type;
+  }
   // Whether the loop is another thread's just now, or another process's.
   [[nodiscard]] bool is_elsewhere() const noexcept {
     return forked() || (thread_id_ != 0 && thread_id_ != PyThread_get_thread_ident());
@@ -239,9 +243,6 @@ class Loop final : private Host, private Clock {
   // Clock: only when time() is overridden.
   [[nodiscard]] std::int64_t now_ns() override;
 
-  [[nodiscard]] bool is_operation(PyObject* watcher) const noexcept {
-    return Py_TYPE(watcher) == state_.sock_operation_type;
-  }
   [[nodiscard]] bool cancel_watcher(PyObject* watcher);
   class Turns;
 

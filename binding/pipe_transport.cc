@@ -121,7 +121,7 @@ bool PipeTransport::watch(Wanted what, PyObject* callback) {
 // Only what is this transport's own: the number may be somebody else's by now.
 bool PipeTransport::unwatch(Wanted what) {
   PyObject* handle = loop_->watcher_at(fd_, what);
-  if (handle == nullptr) {
+  if (handle == nullptr || loop_->is_operation(handle)) {
     return true;
   }
   PyObject* callback = asyncio_part(handle).callback;

@@ -30,6 +30,12 @@ constexpr const char* kWriteReady = "StreamTransport._write_ready";
   return PendingError::take();
 }
 
+// Somebody has put another object there past the attribute, through the base class's slot.
+PyObject* no_dict() {
+  PyErr_SetString(PyExc_TypeError, "the transport's extra information is no dict any more");
+  return nullptr;
+}
+
 }  // namespace
 
 // ---- life ----
@@ -62,7 +68,16 @@ bool StreamTransport::open(UniqueFd&& fd, const TransportSpec& spec,
   if (peer != nullptr && !peer_address_.assign(*peer)) {
     return false;
   }
-  reinterpret_cast<AsyncioTransport*>(self_)->extra = py::Ref::borrow(spec.extra).release();
+  if (spec.extra != nullptr && spec.extra != Py_None) {
+    // asyncio takes any mapping that it can write to; what is no dict is copied to one.
+    PyObject*& extra = reinterpret_cast<AsyncioTransport*>(self_)->extra;
+    extra = PyDict_Check(spec.extra)
+                ? py::new_ref(spec.extra)
+                : PyObject_CallOneArg(reinterpret_cast<PyObject*>(&PyDict_Type), spec.extra);
+    if (extra == nullptr) {
+      return false;
+    }
+  }
   context_ = Ref::borrow(spec.context);
   if (!set_protocol(spec.protocol)) {
     return false;
@@ -818,6 +833,9 @@ PyObject* StreamTransport::extra_dict() {
       return nullptr;
     }
   }
+  if (!PyDict_Check(extra)) {
+    return no_dict();
+  }
   const auto add = [&](PyObject* name, auto make) {
     const int known = PyDict_Contains(extra, name);
     if (known != 0) {
@@ -849,6 +867,9 @@ PyObject* StreamTransport::get_extra_info(PyObject* name, PyObject* fallback) {
   }
   PyObject* extra = reinterpret_cast<AsyncioTransport*>(self_)->extra;
   if (extra != nullptr) {
+    if (!PyDict_Check(extra)) {
+      return no_dict();
+    }
     PyObject* value = PyDict_GetItemWithError(extra, name);
     if (value != nullptr) {
       return py::new_ref(value);

@@ -234,6 +234,9 @@ void IoUringBackend::note_change(Channel& channel) noexcept {
     return;
   }
   mark_dirty(channel);
+  if (blocking_) {
+    os::Wakeup::signal(wakeup_fd_);  // Another thread's wish, which the ring's own thread submits.
+  }
 }
 
 // At once, because others may close the descriptor or use its number before the next poll.

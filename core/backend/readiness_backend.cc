@@ -50,6 +50,9 @@ void ReadinessBackend::note_change(Channel& channel) noexcept {
   if (channel.dirty || channel.wanted == channel.registered || abandoned_) {
     return;
   }
+  if (blocking_ && change_now(channel) == 0) {
+    return;  // Another thread's wish: the wait that is under way is to hear of it.
+  }
   try {
     dirty_.push_back(channel.id);
     channel.dirty = true;

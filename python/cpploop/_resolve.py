@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import socket
-from collections.abc import Callable, Coroutine
+import sys
+from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ def _written_out(
     lasting = flags == 0 and isinstance(host, str) and _is_number(port)
     key = (host, port, family, type, proto)
     if lasting and (known := _known_addresses.get(key)):
+        sys.audit("socket.getaddrinfo", host, port, family, type, proto)
         return known.copy()
     if not (port is None or _is_number(port)) or not _may_be_address(host):
         return None
@@ -115,6 +118,41 @@ class ResolvingLoop(asyncio.SelectorEventLoop):
         if resolver is not None:
             resolver.shutdown(wait=wait)
 
+    if sys.version_info >= (3, 12):
+
+        async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+            """Wait for the threads of the executor and of name look-ups (asyncio's method).
+
+            timeout: seconds for each of the two, None for no limit. A RuntimeWarning says that it
+            is over.
+            """
+            await super().shutdown_default_executor(timeout)
+            with self._resolver_for_executor() as is_there:
+                if is_there:
+                    await super().shutdown_default_executor(timeout)
+
+    else:
+
+        async def shutdown_default_executor(self) -> None:
+            """Wait for the threads of the executor and of name look-ups (asyncio's method)."""
+            await super().shutdown_default_executor()
+            with self._resolver_for_executor() as is_there:
+                if is_there:
+                    await super().shutdown_default_executor()
+
+    @contextlib.contextmanager
+    def _resolver_for_executor(self) -> Iterator[bool]:
+        """The look-ups' executor in the default one's place: asyncio waits for it in its way."""
+        resolver, self._resolver = self._resolver, None
+        if resolver is None:
+            yield False
+            return
+        own, self._default_executor = self._default_executor, resolver
+        try:
+            yield True
+        finally:
+            self._default_executor = own
+
     async def getaddrinfo(
         self,
         host: str | bytes | None,
@@ -131,6 +169,8 @@ class ResolvingLoop(asyncio.SelectorEventLoop):
         that exchanges socket.getaddrinfo is heard.
         """
         self._check_closed()
+        if self._executor_shutdown_called:
+            self._check_default_executor()
         look_up: Callable[..., _GetAddrInfoResult] = socket.getaddrinfo
         if look_up is _getaddrinfo:
             written_out = _written_out(host, port, family, type, proto, flags)

@@ -70,13 +70,18 @@ def _run_unless_cancelled(handle: Handle) -> None:
         handle._run()
 
 
+class _Named:
+    """A callback by name alone: asyncio's report is not to point at a line of ours."""
+
+    def __init__(self, name: str) -> None:
+        self.__qualname__ = name
+
+    def __call__(self) -> None: ...
+
+
 def _io_callback_failed(loop: Loop, name: str, exc: BaseException) -> None:
     """The same for a callback of the engine's, under the name of asyncio's method for it."""
-
-    def callback() -> None: ...
-
-    callback.__qualname__ = name
-    handle: Any = Handle(callback, (), loop)
+    handle: Any = Handle(_Named(name), (), loop)
     _callback_failed(loop, handle, exc)
 
 

@@ -365,6 +365,7 @@ def test_audit_events(loop_name: str) -> None:
         async def main():
             loop = asyncio.get_running_loop()
             await loop.getaddrinfo("127.0.0.1", 80)
+            await loop.getaddrinfo("127.0.0.1", 80)
             await loop.getaddrinfo("localhost", 80)
 
         with asyncio.Runner(loop_factory=factory) as runner:
@@ -372,4 +373,36 @@ def test_audit_events(loop_name: str) -> None:
         print(seen)
         """
     result = support.run_script(source, loop=loop_name)
-    assert result.stdout == "['127.0.0.1', 'localhost']\n"
+    assert result.stdout == "['127.0.0.1', '127.0.0.1', 'localhost']\n"
+
+
+def test_the_end_of_the_default_executor_is_that_of_look_ups(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has waited for it finds no thread of the loop's, and may ask for no name any more."""
+    begun = threading.Event()
+    over: list[bool] = []
+
+    def slowly(*args: Any) -> Any:
+        begun.set()
+        time.sleep(0.1)
+        over.append(True)
+        return []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        before = threading.active_count()
+        monkeypatch.setattr(socket, "getaddrinfo", slowly)
+        asking = asyncio.ensure_future(loop.getaddrinfo("slow.invalid", 80))
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        await loop.shutdown_default_executor()
+        assert over == [True]
+        assert await asking == []
+        assert threading.active_count() == before
+        monkeypatch.undo()
+        for host in ("127.0.0.1", "localhost"):
+            with pytest.raises(RuntimeError, match="Executor shutdown has been called"):
+                await loop.getaddrinfo(host, 80)
+
+    run(main)

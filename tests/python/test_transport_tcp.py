@@ -6,6 +6,8 @@ import asyncio
 import gc
 import socket
 import threading
+import time
+import types
 import weakref
 from typing import Any
 
@@ -500,3 +502,92 @@ def test_native_types_are_not_built_half_made(loop_name: str, run: Any) -> None:
                 repr(half)
 
     run(main)
+
+
+@pytest.mark.skipif(support.FREE_THREADED, reason="other threads are refused there")
+def test_another_thread_is_heard_while_the_loop_waits(run: Any) -> None:
+    """asyncio promises nothing, and hears at once what its transports are asked for."""
+    size = 4 << 20
+
+    async def main(env: Env) -> None:
+        rec = Recorder()
+        sock, other = support.tcp_pair()
+        other.settimeout(5 * support.TIME_SCALE)
+        transport, _ = await env.loop.create_connection(lambda: rec, sock=sock)
+        received: list[int] = []
+
+        def write_and_receive() -> None:
+            time.sleep(0.05)  # The loop waits by now, for nothing but its timer.
+            transport.write(bytes(size))
+            got = 0
+            while got < size:
+                got += len(other.recv(1 << 20))
+            received.append(got)
+
+        transport.pause_reading()
+        thread = threading.Thread(target=write_and_receive)
+        thread.start()
+        deadline = time.monotonic() + 5 * support.TIME_SCALE
+        # Blocked in one wait, which nothing ends but what the thread has asked for.
+        await asyncio.sleep(2 * support.TIME_SCALE)
+        assert received == [size] and time.monotonic() < deadline
+        thread.join()
+
+        def resume() -> None:
+            time.sleep(0.05)
+            transport.resume_reading()
+
+        other.sendall(b"x")
+        thread = threading.Thread(target=resume)
+        thread.start()
+        await asyncio.wait_for(rec.until_received(1), 2 * support.TIME_SCALE)
+        thread.join()
+        other.close()
+        await rec.until("connection_lost")
+
+    run(main, check_warnings=False)
+
+
+@pytest.mark.parametrize("extra", [[1, 2], 5, types.MappingProxyType({"x": 1}), {"x": 1}])
+def test_extra_information_that_is_no_dict(run: Any, loop_name: str, extra: Any) -> None:
+    async def main(env: Env) -> None:
+        sock, other = support.tcp_pair()
+        sock.setblocking(False)
+        make: Any = env.loop._make_socket_transport  # type: ignore[attr-defined]
+        if isinstance(extra, dict) or (
+            loop_name == "cpploop" and isinstance(extra, types.MappingProxyType)
+        ):
+            # A dict becomes the transport's own.
+            given = dict(extra) if isinstance(extra, dict) else extra
+            transport = make(sock, Recorder(), None, extra=given)
+            assert transport.get_extra_info("x") == 1
+            assert transport.get_extra_info("socket").fileno() == sock.fileno()
+            assert "sockname" in transport._extra
+            transport.abort()
+        else:
+            with pytest.raises(TypeError):
+                make(sock, Recorder(), None, extra=extra)
+            sock.close()
+        await asyncio.sleep(0.01)
+        other.close()
+
+    run(main, check_warnings=False)
+
+
+def test_extra_information_exchanged_past_the_attribute(run: Any, loop_name: str) -> None:
+    """The base class's slot takes anything; asking is an error then, and no crash."""
+    support.needs_cpploop(loop_name, "asyncio raises whatever the object does")
+
+    async def main(env: Env) -> None:
+        sock, other = support.tcp_pair()
+        transport, _ = await env.loop.create_connection(Recorder, sock=sock)
+        slot: Any = asyncio.BaseTransport._extra  # type: ignore[attr-defined]
+        slot.__set__(transport, [1])
+        for ask in (lambda: transport.get_extra_info("x"), lambda: transport._extra):
+            with pytest.raises(TypeError, match="no dict any more"):
+                ask()
+        transport.abort()
+        await asyncio.sleep(0.01)
+        other.close()
+
+    run(main, check_warnings=False)
