@@ -200,6 +200,13 @@ void Loop::notify(Token token) {
   if (is_operation(handle.get())) {
     note_io(handle.get());
     sock_operation_of(handle.get()).on_ready();
+  } else if (handle_cancelled(handle.get())) [[unlikely]] {
+    // What _add_reader() returned was cancelled. As on asyncio that ends the watching; otherwise
+    // the descriptor would report, and nobody take what it reports, for ever.
+    const ReadinessWatchers::Place place = engine_.watchers().place_of(token);
+    if (place.fd >= 0 && remove_watcher(place.fd, place.what) < 0) {
+      callback_failed(handle.get());
+    }
   } else if (is_watched()) [[unlikely]] {
     run_watched(handle.get());
   } else if (!run_handle(handle.get())) [[unlikely]] {

@@ -30,6 +30,10 @@ constexpr const char* kWriteReady = "StreamTransport._write_ready";
   return PendingError::take();
 }
 
+[[nodiscard]] bool is_known_family(const os::SocketAddress& address) noexcept {
+  return address.family() == AF_INET || address.family() == AF_INET6 || address.family() == AF_UNIX;
+}
+
 // Somebody has put another object there past the attribute, through the base class's slot.
 PyObject* no_dict() {
   PyErr_SetString(PyExc_TypeError, "the transport's extra information is no dict any more");
@@ -78,6 +82,9 @@ bool StreamTransport::open(UniqueFd&& fd, const TransportSpec& spec,
       return false;
     }
   }
+  if (has_local && !is_known_family(local) && !ask_for_names()) {
+    return false;
+  }
   context_ = Ref::borrow(spec.context);
   if (!set_protocol(spec.protocol)) {
     return false;
@@ -92,6 +99,20 @@ bool StreamTransport::open(UniqueFd&& fd, const TransportSpec& spec,
   }
 
   return schedule_opening(*loop_, self_, spec.protocol, spec.waiter, context_.get());
+}
+
+// Of a family whose addresses the socket module alone can write, AF_VSOCK for one. Now, as asyncio
+// does: later the peer may be gone.
+bool StreamTransport::ask_for_names() {
+  ModuleState& state = loop_->state();
+  PyObject*& extra = reinterpret_cast<AsyncioTransport*>(self_)->extra;
+  if (extra == nullptr) {
+    extra = PyDict_New();
+  }
+  Ref sock = extra == nullptr ? Ref() : Ref::steal(python_socket());
+  Ref names =
+      sock ? Ref::steal(PyObject_CallMethod(state.support, "_names_of", "O", sock.get())) : Ref();
+  return names && PyDict_Merge(extra, names.get(), 0) == 0;
 }
 
 void StreamTransport::give_back() {

@@ -137,6 +137,15 @@ Token ReadinessWatchers::at(int fd, Wanted what) const noexcept {
   return watcher == nullptr ? nullptr : watcher->slot(what);
 }
 
+ReadinessWatchers::Place ReadinessWatchers::place_of(Token token) const noexcept {
+  for (const auto& watcher : by_fd_) {
+    if (watcher != nullptr && (watcher->reader == token || watcher->writer == token)) {
+      return {watcher->channel.fd, watcher->reader == token ? kWantReadable : kWantWritable};
+    }
+  }
+  return {-1, kWantReadable};
+}
+
 void ReadinessWatchers::take_all(std::vector<Token>& removed) {
   removed.reserve(removed.size() + count_);
   for_each_watcher([&](Watcher& watcher) {

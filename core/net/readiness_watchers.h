@@ -71,6 +71,13 @@ class ReadinessWatchers {
     });
   }
 
+  struct Place {
+    int fd;
+    Wanted what;
+  };
+  // Where a token waits for a descriptor; an fd of -1 if it does not. Looks at all of them.
+  [[nodiscard]] Place place_of(Token token) const noexcept;
+
  private:
   struct Watcher final : ReadinessSink {
     explicit Watcher(Engine& owner) noexcept : engine(owner) {}

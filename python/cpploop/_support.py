@@ -6,6 +6,7 @@ that look for them in logs find them.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import socket
 import sys
@@ -83,6 +84,16 @@ def _io_callback_failed(loop: Loop, name: str, exc: BaseException) -> None:
     """The same for a callback of the engine's, under the name of asyncio's method for it."""
     handle: Any = Handle(_Named(name), (), loop)
     _callback_failed(loop, handle, exc)
+
+
+def _names_of(sock: socket.socket) -> dict[str, Any]:
+    """What asyncio's transports note of a socket's ends."""
+    names: dict[str, Any] = {"sockname": None, "peername": None}
+    with contextlib.suppress(OSError):
+        names["sockname"] = sock.getsockname()
+    with contextlib.suppress(OSError):
+        names["peername"] = sock.getpeername()
+    return names
 
 
 def log_if_slow(loop: Loop, what: object, seconds: float) -> None:

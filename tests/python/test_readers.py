@@ -766,3 +766,24 @@ def test_tagged_traffic_never_crosses(loop: Any) -> None:
         second.close()
     assert wrong == []
     assert received > 1000
+
+
+@pytest.mark.parametrize("what", ["reader", "writer"])
+def test_a_cancelled_handle_ends_the_watching(loop: Any, pair: Pair, what: str) -> None:
+    """What _add_reader() returns: the descriptor stays ready, and the loop is to rest."""
+    first, second = pair
+    second.send(b"x")
+    handle = getattr(loop, f"_add_{what}")(first, lambda: None)
+    handle.cancel()
+    run_once(loop)
+    cpu = time.process_time()
+    loop.run_until_complete(asyncio.sleep(0.3))
+    assert time.process_time() - cpu < 0.15 * support.TIME_SCALE
+    assert getattr(loop, f"remove_{what}")(first) is False
+    # The number can be watched again.
+    seen: list[int] = []
+    getattr(loop, f"add_{what}")(first, lambda: (seen.append(1), loop.stop()))
+    loop.call_later(5 * support.TIME_SCALE, loop.stop)
+    loop.run_forever()
+    assert seen == [1]
+    assert getattr(loop, f"remove_{what}")(first) is True

@@ -591,3 +591,27 @@ def test_extra_information_exchanged_past_the_attribute(run: Any, loop_name: str
         other.close()
 
     run(main, check_warnings=False)
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_VSOCK"), reason="not of this system")
+def test_names_of_another_family() -> None:
+    """Addresses that the socket module alone can write."""
+    try:
+        trial = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    except OSError as exc:
+        pytest.skip(f"no AF_VSOCK here: {exc}")
+    with trial:
+        trial.bind((socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY))
+        port = trial.getsockname()[1]
+
+    async def scenario(env: Env) -> None:
+        sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+        sock.bind((socket.VMADDR_CID_ANY, port))
+        transport, _ = await env.loop.connect_accepted_socket(asyncio.Protocol, sock)
+        for name in ("sockname", "peername", "nothing"):
+            env.log(name, transport.get_extra_info(name))
+        transport.abort()
+        await turns(2)
+        env.log(transport.get_extra_info("sockname"))
+
+    support.compare(scenario)
