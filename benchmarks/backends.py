@@ -59,8 +59,7 @@ def targets_of(row: RowSummary) -> list[Target]:
 
 def best_rival(row: RowSummary) -> str | None:
     """Of the rivals on a ring, the one that ours on a ring stands worst against."""
-    against = {name: ratio for name in RIVALS if (ratio := row.ratio(RING, name)) is not None}
-    return min(against, key=against.__getitem__) if against else None
+    return row.hardest(RING, RIVALS)
 
 
 def table(rows: Sequence[RowSummary]) -> str:

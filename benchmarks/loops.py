@@ -40,11 +40,9 @@ class LoopSpec:
     module: str  # The package that makes the loop, and that its type must come from.
     addon: str | None = None  # A package whose transports replace those of that loop.
     backend: str | None = None  # cpploop's way to the kernel, where it is not the default one.
-    tls: str | None = None  # cpploop's way of doing TLS, where it is not the best there is.
-    environment: Mapping[str, str] = field(
-        default_factory=dict
-    )  # What a rival asks when it is made.
-    rings: bool = False  # A ring is what that asks for.
+    # What chooses between ways that a loop has, by itself or for TLS.
+    environment: Mapping[str, str] = field(default_factory=dict)
+    rings: bool = False  # A ring is what that chooses.
 
     def version(self) -> str:
         """The version, for example "0.23.0" or "1.2.0 on 0.23.0"."""
@@ -54,8 +52,6 @@ class LoopSpec:
     def load(self) -> LoopFactory:
         """Import what the loop needs and return its factory."""
         os.environ.update(self.environment)
-        if self.tls is not None:
-            os.environ["CPPLOOP_TLS"] = self.tls
         factory: LoopFactory = _import(self.module).new_event_loop
         if self.backend is not None:
             factory = functools.partial(factory, backend=self.backend)
@@ -72,11 +68,11 @@ class LoopSpec:
         # A kernel that refuses a backend gets the other one without a word.
         assert self.backend in (None, backend), f"{self.name}: runs on {backend}"
         assert not self.rings or _has_ring(), f"{self.name}: has made no ring"
-        if self.tls is not None:
+        if tls := self.environment.get("CPPLOOP_TLS"):
             import cpploop
 
             tier = cpploop.build_info()["tls"]
-            assert isinstance(tier, tuple) and tier[0] == self.tls, f"{self.name}: TLS by {tier}"
+            assert isinstance(tier, tuple) and tier[0] == tls, f"{self.name}: TLS by {tier}"
         # aiofastnet puts its functions on the instance; nothing else here does.
         patch = getattr(vars(loop).get("create_server"), "func", None) if self.addon else None
         patcher = getattr(patch, "__module__", "").partition(".")[0] or None
@@ -133,7 +129,7 @@ LOOPS: dict[str, LoopSpec] = {
         LoopSpec("aiofastnet-uvloop", "uvloop", addon="aiofastnet"),
         LoopSpec("cpploop", "cpploop"),
         LoopSpec("cpploop-io_uring", "cpploop", backend="io_uring"),
-        LoopSpec("cpploop-bio", "cpploop", tls="bio"),
+        LoopSpec("cpploop-bio", "cpploop", environment={"CPPLOOP_TLS": "bio"}),
     )
 }
 

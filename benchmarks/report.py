@@ -115,14 +115,16 @@ class RowSummary:
         """The same without ours."""
         return [name for name in self.ranked() if name.partition("-")[0] != SUBJECT]
 
-    def best_rival(self) -> str | None:
-        """The one that ours stands worst against, slice by slice; without ours, the best."""
+    def hardest(self, name: str, others: Iterable[str]) -> str | None:
+        """Of the others the one that this loop stands worst against, slice by slice."""
         against = {
-            name: ratio
-            for name in self.rivals()
-            if (ratio := self.ratio(SUBJECT, name)) is not None
+            other: ratio for other in others if (ratio := self.ratio(name, other)) is not None
         }
-        return min(against, key=against.__getitem__) if against else next(iter(self.rivals()), None)
+        return min(against, key=against.__getitem__, default=None)
+
+    def best_rival(self) -> str | None:
+        """The hardest one for ours; without ours, the best."""
+        return self.hardest(SUBJECT, self.rivals()) or next(iter(self.rivals()), None)
 
     def against_best(self) -> float | None:
         """Ours beside the best rival; below 1 the row is lost."""

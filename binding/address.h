@@ -1,6 +1,7 @@
 #pragma once
 
 #include <netinet/in.h>
+#include <sys/socket.h>
 
 #include "binding/py/python.h"
 #include "binding/py/ref.h"
@@ -10,8 +11,13 @@ namespace cpploop {
 
 // A socket address as Python's socket module shows it: (host, port), (host, port, flowinfo,
 // scope_id), a path, or an abstract name in bytes. New reference; null with the Python error set.
-// Families the socket module knows and we do not give None.
+// Other families, which the socket module may know, give None.
 [[nodiscard]] PyObject* address_object(const os::SocketAddress& address);
+
+// The families whose addresses are given so.
+[[nodiscard]] constexpr bool is_known_family(int family) noexcept {
+  return family == AF_INET || family == AF_INET6 || family == AF_UNIX;
+}
 
 // An address written out, (host, port) or (host, port, flowinfo, scope_id), as the socket module
 // would read it for a socket of `family`. False, and no error set, for whatever else it may be:

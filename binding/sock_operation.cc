@@ -45,11 +45,6 @@ template <typename Body>
   }
 }
 
-// The families whose addresses the binding can show.
-[[nodiscard]] constexpr bool is_known_family(int family) noexcept {
-  return family == AF_INET || family == AF_INET6 || family == AF_UNIX;
-}
-
 // What `await` would drive: the object itself if it is a coroutine, else what it offers.
 [[nodiscard]] Ref awaitable_iterator(PyObject* object) {
   if (PyCoro_CheckExact(object)) {

@@ -30,10 +30,6 @@ constexpr const char* kWriteReady = "StreamTransport._write_ready";
   return PendingError::take();
 }
 
-[[nodiscard]] bool is_known_family(const os::SocketAddress& address) noexcept {
-  return address.family() == AF_INET || address.family() == AF_INET6 || address.family() == AF_UNIX;
-}
-
 // Somebody has put another object there past the attribute, through the base class's slot.
 PyObject* no_dict() {
   PyErr_SetString(PyExc_TypeError, "the transport's extra information is no dict any more");
@@ -72,7 +68,10 @@ bool StreamTransport::open(UniqueFd&& fd, const TransportSpec& spec,
   if (peer != nullptr && !peer_address_.assign(*peer)) {
     return false;
   }
-  if (spec.extra != nullptr && spec.extra != Py_None) {
+  if (has_local && !is_known_family(local.family()) && !ask_for_names()) {
+    return false;
+  }
+  if (spec.extra != nullptr) {
     // asyncio takes any mapping that it can write to; what is no dict is copied to one.
     PyObject*& extra = reinterpret_cast<AsyncioTransport*>(self_)->extra;
     extra = PyDict_Check(spec.extra)
@@ -81,9 +80,6 @@ bool StreamTransport::open(UniqueFd&& fd, const TransportSpec& spec,
     if (extra == nullptr) {
       return false;
     }
-  }
-  if (has_local && !is_known_family(local) && !ask_for_names()) {
-    return false;
   }
   context_ = Ref::borrow(spec.context);
   if (!set_protocol(spec.protocol)) {
@@ -104,15 +100,18 @@ bool StreamTransport::open(UniqueFd&& fd, const TransportSpec& spec,
 // Of a family whose addresses the socket module alone can write, AF_VSOCK for one. Now, as asyncio
 // does: later the peer may be gone.
 bool StreamTransport::ask_for_names() {
-  ModuleState& state = loop_->state();
-  PyObject*& extra = reinterpret_cast<AsyncioTransport*>(self_)->extra;
-  if (extra == nullptr) {
-    extra = PyDict_New();
-  }
-  Ref sock = extra == nullptr ? Ref() : Ref::steal(python_socket());
+  Ref sock = Ref::steal(python_socket());
   Ref names =
-      sock ? Ref::steal(PyObject_CallMethod(state.support, "_names_of", "O", sock.get())) : Ref();
-  return names && PyDict_Merge(extra, names.get(), 0) == 0;
+      sock ? Ref::steal(PyObject_CallMethod(loop_->state().support, "_names_of", "O", sock.get()))
+           : Ref();
+  PyObject* local = nullptr;
+  PyObject* peer = nullptr;
+  if (!names || PyArg_ParseTuple(names.get(), "OO", &local, &peer) == 0) {
+    return false;
+  }
+  local_address_.set_object(Ref::borrow(local));
+  peer_address_.set_object(Ref::borrow(peer));
+  return true;
 }
 
 void StreamTransport::give_back() {

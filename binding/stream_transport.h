@@ -136,8 +136,8 @@ class StreamTransport final : public StreamEvents {
   [[nodiscard]] ReceiveBuffer protocol_buffer();
   [[nodiscard]] bool bind_protocol();
   [[nodiscard]] py::Ref received_argument(std::size_t count);
-  // True when the bytes in the scratch buffer went the short way to a stream reader.
   [[nodiscard]] bool ask_for_names();
+  // True when the bytes in the scratch buffer went the short way to a stream reader.
   [[nodiscard]] bool feed_reader(std::size_t count);
   void feed_tls(std::size_t count);
   void end_write();

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -126,32 +125,25 @@ class ResolvingLoop(asyncio.SelectorEventLoop):
             timeout: seconds for each of the two, None for no limit. A RuntimeWarning says that it
             is over.
             """
-            await super().shutdown_default_executor(timeout)
-            with self._resolver_for_executor() as is_there:
-                if is_there:
-                    await super().shutdown_default_executor(timeout)
+            shut_down = super().shutdown_default_executor
+            await self._shut_down_both(lambda: shut_down(timeout))
 
     else:
 
         async def shutdown_default_executor(self) -> None:
             """Wait for the threads of the executor and of name look-ups (asyncio's method)."""
-            await super().shutdown_default_executor()
-            with self._resolver_for_executor() as is_there:
-                if is_there:
-                    await super().shutdown_default_executor()
+            await self._shut_down_both(super().shutdown_default_executor)
 
-    @contextlib.contextmanager
-    def _resolver_for_executor(self) -> Iterator[bool]:
-        """The look-ups' executor in the default one's place: asyncio waits for it in its way."""
+    async def _shut_down_both(self, shut_down: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """asyncio's way of ending the default executor, and then the look-ups' in its place."""
+        await shut_down()
         resolver, self._resolver = self._resolver, None
-        if resolver is None:
-            yield False
-            return
-        own, self._default_executor = self._default_executor, resolver
-        try:
-            yield True
-        finally:
-            self._default_executor = own
+        if resolver is not None:
+            own, self._default_executor = self._default_executor, resolver
+            try:
+                await shut_down()
+            finally:
+                self._default_executor = own
 
     async def getaddrinfo(
         self,

@@ -86,14 +86,14 @@ def _io_callback_failed(loop: Loop, name: str, exc: BaseException) -> None:
     _callback_failed(loop, handle, exc)
 
 
-def _names_of(sock: socket.socket) -> dict[str, Any]:
-    """What asyncio's transports note of a socket's ends."""
-    names: dict[str, Any] = {"sockname": None, "peername": None}
+def _names_of(sock: socket.socket) -> tuple[Any, Any]:
+    """A socket's own name and its peer's, each None where asyncio's transports have None."""
+    local = peer = None
     with contextlib.suppress(OSError):
-        names["sockname"] = sock.getsockname()
+        local = sock.getsockname()
     with contextlib.suppress(OSError):
-        names["peername"] = sock.getpeername()
-    return names
+        peer = sock.getpeername()
+    return local, peer
 
 
 def log_if_slow(loop: Loop, what: object, seconds: float) -> None:

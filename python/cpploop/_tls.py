@@ -191,8 +191,7 @@ class SSLProtocol(_native.TlsProtocolBase, sslproto.SSLProtocol):
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as exc:
-            failed: Any = self._fatal_error
-            failed(exc, f"Fatal error: protocol.{called}() call failed.")
+            self._fatal_error(exc, f"Fatal error: protocol.{called}() call failed.")
 
     if sys.version_info < (3, 13):
 

@@ -140,6 +140,39 @@ def test_what_a_connection_says(
     support.run(support.factory("cpploop"), main)
 
 
+def client_hellos(certs: Certificates, count: int) -> tuple[list[Any], list[Any]]:
+    """Sockets to accept, and clients who have said hello on their other ends."""
+    accepted, clients = [], []
+    for _ in range(count):
+        sock, other = support.tcp_pair()
+        other.setblocking(False)
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client = certs.client_context().wrap_bio(incoming, outgoing, server_hostname="localhost")
+        with contextlib.suppress(ssl.SSLWantReadError):
+            client.do_handshake()
+        other.send(outgoing.read())
+        accepted.append(sock)
+        clients.append((other, client, incoming, outgoing))
+    return accepted, clients
+
+
+def who_waits(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The protocols whose handshakes were put off to a later turn, from now on."""
+    from cpploop._tls import HandshakeQueue
+
+    waiting: list[Any] = []
+    admit = HandshakeQueue.admit
+
+    def watched(queue: HandshakeQueue, protocol: Any) -> bool:
+        admitted = admit(queue, protocol)
+        if not admitted:
+            waiting.append(protocol)
+        return admitted
+
+    monkeypatch.setattr(HandshakeQueue, "admit", watched)
+    return waiting
+
+
 def test_handshakes_per_turn(certs: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
     """A storm of new clients is served a few a turn, all of them in the end."""
     from asyncio import sslproto
@@ -161,18 +194,7 @@ def test_handshakes_per_turn(certs: Certificates, monkeypatch: pytest.MonkeyPatc
     async def main(env: Env) -> None:
         count = 3 * HandshakeQueue.PER_TURN
         recs = [Recorder() for _ in range(count)]
-        pairs = [support.tcp_pair() for _ in range(count)]
-        tls = []
-        for _, peer in pairs:
-            peer.setblocking(False)
-            incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-            client = certs.client_context().wrap_bio(
-                incoming, outgoing, server_hostname="localhost"
-            )
-            with contextlib.suppress(ssl.SSLWantReadError):
-                client.do_handshake()
-            tls.append((client, incoming, outgoing))
-            peer.send(outgoing.read())
+        accepted, clients = client_hellos(certs, count)
 
         def next_turn() -> None:
             nonlocal turn
@@ -188,9 +210,9 @@ def test_handshakes_per_turn(certs: Certificates, monkeypatch: pytest.MonkeyPatc
                     lambda rec=rec: rec, sock, ssl=certs.server_context()
                 )
             )
-            for rec, (sock, _) in zip(recs, pairs, strict=True)
+            for rec, sock in zip(recs, accepted, strict=True)
         ]
-        for (_, peer), (client, incoming, outgoing) in zip(pairs, tls, strict=True):
+        for peer, client, incoming, outgoing in clients:
             while True:
                 await eventually(lambda peer=peer: support.readable(peer))
                 incoming.write(support.recv_now(peer))
@@ -204,7 +226,7 @@ def test_handshakes_per_turn(certs: Certificates, monkeypatch: pytest.MonkeyPatc
                 client.unwrap()
             peer.send(outgoing.read())
         # The last flight, a request, close_notify and the end together: nothing gets lost.
-        for _, peer in pairs:
+        for peer, *_ in clients:
             peer.close()
         await asyncio.gather(*tasks)
         for rec in recs:
@@ -474,30 +496,15 @@ def test_who_waits_for_a_handshake_reads_no_more(
 
     monkeypatch.setenv("CPPLOOP_TLS", "auto")
     monkeypatch.setattr(HandshakeQueue, "PER_TURN", 0)
-    waiting: list[Any] = []
-    admit = HandshakeQueue.admit
-
-    def watched(queue: HandshakeQueue, protocol: Any) -> bool:
-        admitted = admit(queue, protocol)
-        if not admitted:
-            waiting.append(protocol)
-        return admitted
-
-    monkeypatch.setattr(HandshakeQueue, "admit", watched)
+    waiting = who_waits(monkeypatch)
 
     async def main(env: Env) -> None:
         env.loop._handshakes = HandshakeQueue()
         rec = Recorder()
-        sock, other = support.tcp_pair()
-        other.setblocking(False)
+        [sock], [(other, *_)] = client_hellos(certs, 1)
         task = asyncio.ensure_future(
             env.loop.connect_accepted_socket(lambda: rec, sock, ssl=certs.server_context())
         )
-        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        client = certs.client_context().wrap_bio(incoming, outgoing, server_hostname="localhost")
-        with contextlib.suppress(ssl.SSLWantReadError):
-            client.do_handshake()
-        other.send(outgoing.read())
         await eventually(lambda: len(waiting) > 0)
         [protocol] = waiting
         sent = 0
@@ -517,22 +524,6 @@ def test_who_waits_for_a_handshake_reads_no_more(
     support.run(support.factory("cpploop"), main, check_warnings=False)
 
 
-def client_hellos(certs: Certificates, count: int) -> tuple[list[Any], list[Any]]:
-    """Sockets to accept, and clients who have said hello on their other ends."""
-    accepted, clients = [], []
-    for _ in range(count):
-        sock, other = support.tcp_pair()
-        other.setblocking(False)
-        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        client = certs.client_context().wrap_bio(incoming, outgoing, server_hostname="localhost")
-        with contextlib.suppress(ssl.SSLWantReadError):
-            client.do_handshake()
-        other.send(outgoing.read())
-        accepted.append(sock)
-        clients.append((other, client, incoming, outgoing))
-    return accepted, clients
-
-
 def test_an_exception_in_a_step_that_waited_ends_its_connection(
     certs: Certificates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -542,16 +533,7 @@ def test_an_exception_in_a_step_that_waited_ends_its_connection(
     monkeypatch.setenv("CPPLOOP_TLS", "auto")
     monkeypatch.setattr(HandshakeQueue, "PER_TURN", 1)
     count = 8
-    waited: list[Any] = []
-    admit = HandshakeQueue.admit
-
-    def watched(queue: HandshakeQueue, protocol: Any) -> bool:
-        admitted = admit(queue, protocol)
-        if not admitted:
-            waited.append(protocol)
-        return admitted
-
-    monkeypatch.setattr(HandshakeQueue, "admit", watched)
+    waited = who_waits(monkeypatch)
 
     class Raising(asyncio.Protocol):
         def connection_made(self, transport: Any) -> None:
@@ -608,9 +590,9 @@ def test_handshakes_go_on_after_the_loop_had_no_memory_for_a_turn(
         loop.call_soon = failing
         served = 0
         for _ in range(2 * HandshakeQueue.PER_TURN):
-            accepted, [(other, client, incoming, outgoing)] = client_hellos(certs, 1)
+            [sock], [(other, client, incoming, outgoing)] = client_hellos(certs, 1)
             task = asyncio.ensure_future(
-                loop.connect_accepted_socket(Recorder, accepted[0], ssl=certs.server_context())
+                loop.connect_accepted_socket(Recorder, sock, ssl=certs.server_context())
             )
             while not task.done():
                 if support.readable(other):
