@@ -22,7 +22,7 @@ import support
 from parity import open_loop, same_on_both
 
 ROUNDS = 400 if support.LONG else 60
-ATTEMPTS = 5
+ATTEMPTS = 10
 
 
 class Thing:
@@ -407,7 +407,8 @@ def test_rounds_leave_nothing(
 ) -> None:
     """Less than one block for each round, after as many to warm up, and next to nothing else.
 
-    The interpreter's own caches come and go; a leak is there every time it is looked for.
+    The interpreter's caches fill for a while, and cancelled timers, which hold their loop, wait for
+    the next compaction. A leak is in the same figure every time it is looked for.
     """
 
     async def rounds() -> type:
@@ -422,12 +423,14 @@ def test_rounds_leave_nothing(
 
     async def main() -> dict[str, int]:
         kind = await rounds()
-        for _ in range(ATTEMPTS):
+        leaking: dict[str, int] = {}
+        for attempt in range(ATTEMPTS):
             before = Footprint.now(kind)
             await rounds()
             grown = Footprint.now(kind).leaks_since(before)
-            if not grown:
+            leaking = {name: grown[name] for name in grown if attempt == 0 or name in leaking}
+            if not leaking:
                 break
-        return grown
+        return leaking
 
     assert run_in(loop_factory, main()) == {}

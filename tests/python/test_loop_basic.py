@@ -127,8 +127,8 @@ def test_stop_counts_once(loop: Any) -> None:
     loop.stop()
     loop.run_forever()
     loop.call_soon(order.append, 1)
-    loop.call_later(0.01, loop.stop)
     started = time.monotonic()
+    loop.call_later(0.01, loop.stop)
     loop.run_forever()
     assert order == [1] and time.monotonic() - started >= 0.01
 
