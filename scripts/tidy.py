@@ -3,7 +3,8 @@
 
     scripts/tidy.py --build build/tidy [--jobs 2] [--budget 360] [FILE ...]
 
-Files changed since the base (CPPLOOP_TIDY_BASE, default HEAD~1) come first. What the budget leaves
+Files changed since the base (CPPLOOP_TIDY_BASE, default HEAD~1) come first, the others in an order
+that each commit has of its own, so that a budget leaves out other ones each time. What it leaves
 out is named, so that a short run never looks like a whole one.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -46,12 +48,16 @@ def compiled_files(build: Path) -> list[Path]:
     )
 
 
+def git_lines(*command: str) -> list[str]:
+    """Ask git; nothing where it cannot tell."""
+    line = ["git", "-c", "safe.directory=*", *command]
+    return subprocess.run(line, cwd=REPO, capture_output=True, text=True).stdout.splitlines()
+
+
 def changed_files() -> set[Path]:
-    """Name the files that differ from the base; empty where git cannot tell."""
+    """Name the files that differ from the base."""
     base = os.environ.get("CPPLOOP_TIDY_BASE", "HEAD~1")
-    command = ["git", "-c", "safe.directory=*", "diff", "--name-only", base]
-    result = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
-    return {(REPO / name).resolve() for name in result.stdout.splitlines()}
+    return {(REPO / name).resolve() for name in git_lines("diff", "--name-only", base)}
 
 
 def main() -> int:
@@ -66,6 +72,7 @@ def main() -> int:
     tool = clang_tidy()
     files = [path.resolve() for path in options.files] or compiled_files(options.build)
     changed = changed_files()
+    random.Random("".join(git_lines("rev-parse", "HEAD"))).shuffle(files)
     files.sort(key=lambda path: path not in changed)
     end = time.monotonic() + options.budget if options.budget else float("inf")
 

@@ -89,10 +89,11 @@ for file in "${optional[@]}"; do install_if_wheels "requirements/$file.txt"; don
 [[ $build == yes ]] || exit 0
 sources=(CMakeLists.txt cmake core binding python pyproject.toml)
 settings="sanitize=$sanitize ${defines[*]} pgo=$pgo"
-if [[ -e $dir/.built && $(cat "$dir/.built") == "$settings" ]] &&
-  [[ -z $(find "${sources[@]}" -name __pycache__ -prune -o -newer "$dir/.built" -print -quit) ]]; then
-  exit 0
-fi
+is_built() {
+  [[ -e $dir/.built && $(cat "$dir/.built") == "$settings" ]] &&
+    [[ -z $(find "${sources[@]}" -name __pycache__ -prune -o -newer "$dir/.built" -print -quit) ]]
+}
+if is_built; then exit 0; fi
 options=(--quiet --disable-pip-version-check --no-build-isolation --no-deps --force-reinstall)
 if [[ -n $sanitize || ${#defines[@]} -gt 0 ]]; then
   # Variants are for tests, and each has a build folder of its own.
@@ -108,6 +109,8 @@ fi
 mkdir -p build
 exec 9>build/.lock
 if command -v flock >/dev/null; then flock 9; fi
+# Whoever had the lock may have built this one.
+if is_built; then exit 0; fi
 # Before the build, so that a file edited while it runs is seen by the next one.
 stamp=$(mktemp "$dir/.stamp.XXXXXX")
 printf '%s\n' "$settings" >"$stamp"
