@@ -44,7 +44,7 @@ from rounds import (
     sliced,
     window_seconds,
 )
-from served import Cores, ServedCells, Window
+from served import Cores, ServedCells, Window, at_rate
 
 WEB_LIBRARIES = ("uvicorn", "httptools", "aiohttp")
 Probes = dict[str, dict[str, str]]
@@ -101,7 +101,8 @@ class Runner:
         harness.wait_until_idle(self._options.wait_idle)
         match run.row.run:
             case Served() as served:
-                window = Window(window_seconds(run.row, settings), settings.warmup)
+                extra = at_rate(self._rate(run, served))
+                window = Window(window_seconds(run.row, settings), settings.warmup, extra)
                 return self._cells.measure_in_turns(served, names, window, settings.slices)
             case Repeated() as repeated:
                 seconds, cpu = settings.repeated_seconds, self._options.server_cpu

@@ -45,6 +45,11 @@ class Window:
     extra: Sequence[str] = ()
 
 
+def at_rate(rate: float | None) -> Sequence[str]:
+    """The load generator's options for an open loop; none for a closed one."""
+    return ("--rate", f"{rate:.0f}") if rate else ()
+
+
 class ServerFailed(Exception):
     """The server did not start; the message says what it wrote last."""
 
@@ -156,8 +161,8 @@ class ServedCells:
 
         `rate` makes the load an open loop of that many requests per second.
         """
-        extra = ("--rate", f"{rate:.0f}") if rate else ()
-        return self.measure_in_turns(run, [loop], Window(seconds, warmup, extra), 1)[loop]
+        window = Window(seconds, warmup, at_rate(rate))
+        return self.measure_in_turns(run, [loop], window, 1)[loop]
 
     def measure_in_turns(
         self, run: Served, loops: Sequence[str], window: Window, slices: int
@@ -253,7 +258,8 @@ class ServedCells:
         ]
 
 
-# What a window's answers add up to, and what is the middle one of theirs.
+# What a window's answers add up to, and what is the middle one of theirs: a percentile of the whole
+# window would be that of its worst slice, which is the machine's.
 _SUMS = (
     *("seconds", "requests", "server_cpu_seconds", "client_cpu_seconds", "other_cpu_seconds"),
     *("least_per_connection", "most_per_connection"),
@@ -280,6 +286,7 @@ def _figures(result: dict[str, Any]) -> dict[str, float]:
     return {
         "value": result["rps"],
         "cpu_us": result["server_cpu_seconds"] / max(result["requests"], 1) * 1e6,
+        **{name: result[name] for name in _MEDIANS if name in result},
     }
 
 
