@@ -44,7 +44,7 @@ from rounds import (
     sliced,
     window_seconds,
 )
-from served import Cores, ServedCells, Window, at_rate
+from served import Cores, ServedCells, Window
 
 WEB_LIBRARIES = ("uvicorn", "httptools", "aiohttp")
 Probes = dict[str, dict[str, str]]
@@ -101,8 +101,7 @@ class Runner:
         harness.wait_until_idle(self._options.wait_idle)
         match run.row.run:
             case Served() as served:
-                extra = at_rate(self._rate(run, served))
-                window = Window(window_seconds(run.row, settings), settings.warmup, extra)
+                window = self._window(run, served)
                 return self._cells.measure_in_turns(served, names, window, settings.slices)
             case Repeated() as repeated:
                 seconds, cpu = settings.repeated_seconds, self._options.server_cpu
@@ -117,29 +116,32 @@ class Runner:
         return cells
 
     def _cell(self, run: RowRun, name: str) -> store.Cell:
-        settings = self._settings
         match run.row.run:
             case Served() as served:
-                rate = self._rate(run, served)
-                seconds = window_seconds(run.row, settings)
-                return self._cells.measure(served, name, seconds, settings.warmup, rate)
+                return self._cells.measure(served, name, self._window(run, served))
             case Probed() as probed:
                 return in_process.probe(probed, name, self._options.server_cpu)
         raise AssertionError(f"{run.row.name} is cut into slices")
 
-    def _rate(self, run: RowRun, served: Served) -> float | None:
+    def _window(self, run: RowRun, served: Served) -> Window:
+        settings = self._settings
+        extra: tuple[str, ...] = ()
+        if served.load_share is not None:
+            extra = ("--rate", f"{self._rate(run, served, served.load_share):.0f}")
+        return Window(window_seconds(run.row, settings), settings.warmup, extra)
+
+    def _rate(self, run: RowRun, served: Served, share: float) -> float:
         """Requests per second of an open loop: the same for all, measured once for the row."""
-        if served.load_share is None:
-            return None
         data = run.results.data
         if "rate" not in data:
             base = BASE if BASE in run.loops else CONTROL
             settings = self._settings
-            full = self._cells.measure(served, base, settings.served_seconds, settings.warmup)
+            window = Window(settings.served_seconds, settings.warmup)
+            full = self._cells.measure(served, base, window)
             if "error" in full:
                 raise SystemExit(f"{run.row.name}: {base} cannot be measured: {full['error']}")
-            data["rate"] = round(full["value"] * served.load_share)
-            data["rate_is"] = f"{served.load_share:.0%} of what {base} did with a closed loop"
+            data["rate"] = round(full["value"] * share)
+            data["rate_is"] = f"{share:.0%} of what {base} did with a closed loop"
             harness.note(f"   {run.row.name}: {data['rate']} requests/s, {data['rate_is']}")
         rate: float = data["rate"]
         return rate

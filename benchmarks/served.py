@@ -45,11 +45,6 @@ class Window:
     extra: Sequence[str] = ()
 
 
-def at_rate(rate: float | None) -> Sequence[str]:
-    """The load generator's options for an open loop; none for a closed one."""
-    return ("--rate", f"{rate:.0f}") if rate else ()
-
-
 class ServerFailed(Exception):
     """The server did not start; the message says what it wrote last."""
 
@@ -154,14 +149,8 @@ class ServedCells:
         self._folder = tempfile.TemporaryDirectory(prefix="cpploop-bench-")
         self._certificate: Path | None = None
 
-    def measure(
-        self, run: Served, loop: str, seconds: float, warmup: float, rate: float | None = None
-    ) -> dict[str, Any]:
-        """One cell; {"error": ...} when the figures would not be worth having.
-
-        `rate` makes the load an open loop of that many requests per second.
-        """
-        window = Window(seconds, warmup, at_rate(rate))
+    def measure(self, run: Served, loop: str, window: Window) -> dict[str, Any]:
+        """One cell; {"error": ...} when the figures would not be worth having."""
         return self.measure_in_turns(run, [loop], window, 1)[loop]
 
     def measure_in_turns(
